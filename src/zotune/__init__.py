@@ -1,0 +1,53 @@
+"""Fine-tune language models with forward passes only, in the memory of inference."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zotune.estimate import Point, Probe
+    from zotune.methods import METHODS, LoZO, MeZO, SparseMeZO
+    from zotune.noise import Key
+    from zotune.optimizer import ZerothOrder
+    from zotune.perturb import Perturber
+    from zotune.rebuild import replay
+    from zotune.weights import weights_sha256
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Loaded on first use: `zotune --help` must not wait for torch.
+_HOMES = {
+    "METHODS": "methods",
+    "Key": "noise",
+    "LoZO": "methods",
+    "MeZO": "methods",
+    "Perturber": "perturb",
+    "Point": "estimate",
+    "Probe": "estimate",
+    "SparseMeZO": "methods",
+    "ZerothOrder": "optimizer",
+    "replay": "rebuild",
+    "weights_sha256": "weights",
+}
+__all__ = [
+    "METHODS",
+    "Key",
+    "LoZO",
+    "MeZO",
+    "Perturber",
+    "Point",
+    "Probe",
+    "SparseMeZO",
+    "ZerothOrder",
+    "replay",
+    "weights_sha256",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zotune' has no attribute {name!r}")
+    value = getattr(import_module(f"zotune.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

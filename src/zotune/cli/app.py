@@ -1,0 +1,53 @@
+"""The table of subcommands and the entry point. Nothing here imports torch or transformers for help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from zotune.cli import demo, evaluate, log, methods, replay, resume, train
+from zotune.cli.frame import fail
+
+# Rich is switched off for help and errors: importing it takes longer than everything else that help needs.
+app = typer.Typer(
+    name="zotune",
+    help="Fine-tune language models with forward passes only, in the memory of inference.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.command)
+app.command("train")(train.command)
+app.command("resume")(resume.command)
+app.command("eval")(evaluate.command)
+app.command("replay")(replay.command)
+app.command("log")(log.command)
+app.command("methods")(methods.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0, the error's own code, 2 for usage, 130 or 143 for a signal."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="zotune", standalone_mode=False)
+    except Exception as error:
+        # What the parser raises is told by its methods: the class has moved between typer's releases.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(message(), file=sys.stderr)
+            sys.exit(2)
+        text = " ".join(message().split()).rstrip(".?")
+        name = next((word for word in arguments if word in NAMES), "")
+        remedy = f"Remedy: see `{' '.join(filter(None, ('zotune', name, '--help')))}`."
+        sys.exit(fail(f"{text}. {remedy}", 2, as_json="--json" in arguments))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+NAMES = frozenset(command.name for command in app.registered_commands)

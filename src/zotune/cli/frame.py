@@ -1,0 +1,134 @@
+"""What all subcommands share: one error line, exit codes, signals, the JSON at the end of stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, final
+
+import typer
+
+from zotune.durable import json_line
+from zotune.errors import UserError
+from zotune.run import RunPaths
+from zotune.watch import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, the last line of stdout.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)]
+
+
+@final
+class Session:
+    """One command at work: where it talks, and the run it writes to (for the message when it is stopped)."""
+
+    def __init__(self) -> None:
+        self.watch = Console()
+        self.run: Path | None = None
+
+
+@final
+class Terminated(BaseException):
+    """SIGTERM arrived. No Exception, so that no handler of errors takes it for one."""
+
+
+def execute(body: Callable[[Session], Any], as_json: bool, show: Callable[[Session, Any], None] | None = None) -> None:
+    """Run a command's body, print its result, and leave through typer.Exit with the right code.
+
+    Whatever libraries print meanwhile goes to stderr: stdout holds the JSON alone. `show` says the result in
+    words.
+    """
+    session = Session()
+    try:
+        with _signals(), _logging(session), contextlib.redirect_stdout(sys.stderr):
+            result = body(session)
+            if not as_json:
+                (show or _show)(session, result)
+    except UserError as error:
+        raise typer.Exit(fail(str(error), error.exit_code, as_json)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(fail(_stopped("interrupted", session.run), 130, as_json)) from None
+    except Terminated:
+        raise typer.Exit(fail(_stopped("stopped by SIGTERM", session.run), 143, as_json)) from None
+    except Exception as error:  # a bug: its traceback is what helps, and a reader of stdout learns of it too
+        if as_json:
+            print_json({"error": f"{type(error).__name__}: {error}"})
+        raise
+    if as_json:
+        print_json(result)
+
+
+def fail(message: str, code: int, as_json: bool) -> int:
+    """Say `message` as one line on stderr, and as JSON if asked. Returns `code`."""
+    with contextlib.suppress(OSError):
+        print(f"zotune: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if as_json:
+        print_json({"error": message})
+    return code
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on stdout. A reader that is gone is no error."""
+    try:
+        sys.stdout.write(json_line(value) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+
+
+def _stopped(how: str, run: Path | None) -> str:
+    if run is not None and RunPaths(run).journal.exists():
+        return f"{how}. Nothing is lost. Remedy: continue with `zotune resume {shlex.quote(str(run))}`."
+    return f"{how} before a step was recorded. Remedy: start the command again."
+
+
+def _show(session: Session, result: Any) -> None:
+    """Names and values of a result."""
+    session.watch.header({str(name): _text(value) for name, value in result.items() if value is not None})
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM ends the command like Ctrl-C does, with everything closed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _logging(session: Session) -> Iterator[None]:
+    """What the package logs is said by the watcher, so that it does not cut into the live line."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            session.watch.say(record.getMessage())
+
+    logger = logging.getLogger("zotune")
+    handler, level = Handler(logging.INFO), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,0 +1,23 @@
+"""`zotune resume`: continue a run that was stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zotune.cli.frame import Json, RunArgument, Session, execute
+from zotune.run import RunPaths
+
+
+def command(run: RunArgument, as_json: Json = False) -> None:
+    """Continue a run that was stopped or killed. It ends as if nothing had happened."""
+
+    def body(session: Session) -> dict[str, Any]:
+        paths = RunPaths(run)
+        if not paths.config.exists():  # a config alone is enough: that run was stopped before its first step
+            paths.check()
+        session.run = run
+        from zotune.train import resume
+
+        return resume(run, session.watch)
+
+    execute(body, as_json)

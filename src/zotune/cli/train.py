@@ -1,0 +1,35 @@
+"""`zotune train`: start a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zotune.cli.frame import Json, Session, execute
+from zotune.cli.options import METHOD_FLAGS, values_of, with_options
+from zotune.config import OPTIONS
+
+
+@with_options([*OPTIONS, *METHOD_FLAGS])
+def command(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="YAML file with the same names; flags win.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    **given: Any,
+) -> None:
+    """Fine-tune a model. Options come from --config and from flags; flags win."""
+
+    def body(session: Session) -> dict[str, Any]:
+        from zotune.resolve import resolve
+
+        resolved = resolve(values_of(given), config).absolute()
+        session.run = resolved.output_dir
+        from zotune.train import train
+
+        return train(resolved, session.watch)
+
+    execute(body, as_json)

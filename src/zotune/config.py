@@ -1,0 +1,172 @@
+"""The options of a training run: their names, types, defaults and limits.
+
+`TrainConfig` is the one list: the CLI makes its flags from it, `resolve.py` reads it from YAML. It is a plain
+dataclass so that `--help` stays fast: pydantic checks the values, and is imported when a config is made.
+torch is never imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final, get_type_hints
+
+from zotune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+# Only the user's own flag may let a model's code run: never a file that may come from someone else's run.
+NEVER_FROM_FILE = ("trust_remote_code",)
+
+
+@final
+@dataclass(frozen=True)
+class Opt:
+    """What one option is for, and its bounds: `ge` at least, `gt` above, `le` at most."""
+
+    help: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The options of one run, checked when made. Raises ConfigError for a wrong type or value."""
+
+    model: Annotated[str, Opt("Folder or hub id of the model.")]
+    train: Annotated[Path, Opt("Training rows: jsonl, json, csv or tsv.")]
+    eval: Annotated[Path | None, Opt("Held-out rows, evaluated before and after the training.")] = None
+    text_column: Annotated[str, Opt("Column with the text.")] = "text"
+    label_column: Annotated[str, Opt("Column with the label.")] = "label"
+    completion_column: Annotated[str | None, Opt("Column with the completion: the loss is on it alone.")] = None
+    template: Annotated[str | None, Opt("Jinja prompt over the columns. Default: the text column.")] = None
+    label_words: Annotated[
+        list[str] | None, Opt("One word per label, comma separated. Without: language modelling.")
+    ] = None
+    labels: Annotated[list[str | int] | None, Opt("Label values in the order of the words. Default: sorted.")] = None
+    method: Annotated[str, Opt("Method; `zotune methods` lists them.")] = "mezo"
+    method_args: Annotated[dict[str, Any], Opt("Further arguments of the method.")] = field(default_factory=dict)
+    lr: Annotated[float | None, Opt("Learning rate. Default: the method's.", ge=0)] = None
+    eps: Annotated[float | None, Opt("Size of the perturbation. Default: the method's.", gt=0)] = None
+    queries: Annotated[int, Opt("Directions per step.", ge=1)] = 1
+    weight_decay: Annotated[float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0)] = 0.0
+    scope: Annotated[str, Opt("What is trained: full, norms, biases, last:N, lora, regex:PATTERN; combine with &.")] = (
+        "full"
+    )
+    lora_rank: Annotated[int, Opt("Rank of LoRA with --scope lora.", ge=1)] = 8
+    lora_alpha: Annotated[float, Opt("Alpha of LoRA.", gt=0)] = 16.0
+    lora_targets: Annotated[list[str] | None, Opt("Modules that get LoRA, comma separated.")] = None
+    steps: Annotated[int, Opt("Training steps.", ge=0, le=2**32 - 1)] = 1000
+    batch_size: Annotated[int, Opt("Examples per step.", ge=1)] = 16
+    micro_batch_size: Annotated[int | None, Opt("Examples per forward. Default: the batch size.", ge=1)] = None
+    seed: Annotated[int, Opt("Seed of directions and data order.", ge=0, le=2**63 - 1)] = 0
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"], Opt("Type of the weights; auto: as stored.")
+    ] = "float32"
+    device: Annotated[str, Opt("auto, cpu, cuda, cuda:1, ...")] = "auto"
+    lr_schedule: Annotated[Literal["constant", "linear", "cosine"], Opt("Course of the learning rate.")] = "constant"
+    warmup_steps: Annotated[int, Opt("Steps in which the learning rate rises from 0.", ge=0)] = 0
+    lanes: Annotated[Literal["auto", "on", "off"], Opt("Evaluate both sides of a direction in one forward.")] = "auto"
+    reuse_mb: Annotated[int, Opt("MB for activations below the scope that are kept; 0: none.", ge=0)] = 512
+    max_length: Annotated[int, Opt("Longest sequence in tokens; longer prompts lose their beginning.", ge=1)] = 512
+    eval_every: Annotated[int | None, Opt("Evaluate every so many steps. Default: before and after.", ge=1)] = None
+    eval_batch_size: Annotated[int, Opt("Examples per forward when evaluating.", ge=1)] = 32
+    snapshot_every: Annotated[int, Opt("Steps between snapshots; they only shorten a resume.", ge=1)] = 500
+    output_dir: Annotated[Path, Opt("Folder of the run.")]
+    trust_remote_code: Annotated[bool, Opt("Let the model's own code run. Never taken from a file.")] = False
+    threads: Annotated[int | None, Opt("CPU threads. Default: torch's.", ge=1)] = None
+
+    def __post_init__(self) -> None:
+        for name, value in _checked(vars(self)).items():
+            object.__setattr__(self, name, value)
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ConfigError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}. Remedy: choose sizes that divide."
+            )
+        if self.label_words is not None and self.completion_column is not None:
+            raise ConfigError(
+                "label_words and completion_column cannot be used together. Remedy: give label_words for "
+                "classification, completion_column for a language-model loss."
+            )
+        if self.labels is not None and self.label_words is None:
+            raise ConfigError("labels needs label_words. Remedy: give one word per label in label_words.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options as plain values (paths as strings), in the order of the class."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        }
+
+    def to_yaml(self) -> str:
+        """All options as YAML that `read_file` takes again. What no file may set is left out."""
+        from zotune.yaml12 import dump
+
+        values = {name: value for name, value in self.as_dict().items() if name not in NEVER_FROM_FILE}
+        return dump(values)
+
+    def absolute(self) -> TrainConfig:
+        """The same with absolute paths (also of a model that is a folder here): it works from anywhere."""
+        model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
+        return dataclasses.replace(
+            self,
+            model=model,
+            train=self.train.resolve(),
+            eval=self.eval and self.eval.resolve(),
+            output_dir=self.output_dir.resolve(),
+        )
+
+
+OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TrainConfig))
+
+
+@functools.cache
+def hints() -> dict[str, Any]:
+    """The annotation of each option: `Annotated[type, Opt]`."""
+    return get_type_hints(TrainConfig, include_extras=True)
+
+
+@functools.cache
+def schema() -> type[BaseModel]:
+    """The options as a pydantic model, for checking and for a JSON schema."""
+    from pydantic import ConfigDict, Field, create_model
+
+    fields: dict[str, Any] = {}
+    for item in dataclasses.fields(TrainConfig):
+        hint, opt = hints()[item.name].__origin__, hints()[item.name].__metadata__[0]
+        bounds = {key: getattr(opt, key) for key in ("ge", "gt", "le") if getattr(opt, key) is not None}
+        default: Any = ... if item.default is dataclasses.MISSING else item.default
+        if item.default_factory is not dataclasses.MISSING:
+            fields[item.name] = (hint, Field(default_factory=item.default_factory, description=opt.help))
+        else:
+            fields[item.name] = (hint, Field(default, description=opt.help, **bounds))
+    settings = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, protected_namespaces=())
+    model: type[BaseModel] = create_model("TrainConfig", __config__=settings, **fields)
+    return model
+
+
+def flag(name: str) -> str:
+    """The command-line flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    try:
+        checked = schema()(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "config"
+        raise ConfigError(
+            f"{name} is {first['input']!r}: {first['msg'].lower()}. Remedy: correct it. "
+            f"{flag(name)}: {hints()[name].__metadata__[0].help}"
+        ) from None
+    return {name: getattr(checked, name) for name in OPTIONS}

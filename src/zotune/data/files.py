@@ -1,0 +1,148 @@
+"""Rows of a local file as a list of dicts. One format per suffix, UTF-8, errors with file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zotune.errors import DataError
+
+Row = dict[str, Any]
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of `path`, in file order.
+
+    `.jsonl`/`.ndjson`: one JSON object per line. `.json`: a list of objects, or lines as in `.jsonl`.
+    `.csv`: RFC 4180 with a header line. `.tsv`: tabs with a header line, quotes are ordinary characters.
+    Blank lines, CRLF and a byte order mark are accepted. Values of csv and tsv are strings.
+    Raises DataError naming file and line: no such file, other suffix, not UTF-8, bad row, no rows.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path} has the unknown suffix {path.suffix!r}. Remedy: use {', '.join(sorted(_READERS))}.")
+    rows = reader(path, _text(path))
+    if not rows:
+        raise DataError(f"{path} holds no rows. Remedy: give a file with at least one row.")
+    return rows
+
+
+def _text(path: Path) -> str:
+    """The whole file as text, without byte order mark, line ends left as they are."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist. Remedy: check the path.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Remedy: give a readable file.") from error
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path} is UTF-16. Remedy: save it as UTF-8.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 ({error.reason}). Remedy: save it as UTF-8.") from error
+
+
+def _json_lines(path: Path, text: str) -> list[Row]:
+    rows: list[Row] = []
+    # Split on line feeds only: str.splitlines would also cut at U+2028 inside a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error.msg}, column {error.colno}). "
+                "Remedy: write one JSON object per line."
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {number}: a JSON {_json_kind(row)}, not an object. "
+                'Remedy: write one object per line, like {"text": "..."}.'
+            )
+        rows.append(row)
+    return rows
+
+
+def _json(path: Path, text: str) -> list[Row]:
+    if not text.lstrip().startswith("["):
+        return _json_lines(path, text)
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}). Remedy: correct it."
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, item {number}: a JSON {_json_kind(row)}, not an object. "
+                'Remedy: write a list of objects, like [{"text": "..."}].'
+            )
+    return list(rows)
+
+
+def _csv(path: Path, text: str) -> list[Row]:
+    # strict: a stray quote is an error instead of a row that swallows the rest of the file.
+    return _table(path, csv.reader(io.StringIO(text, newline=""), strict=True))
+
+
+def _tsv(path: Path, text: str) -> list[Row]:
+    lines = io.StringIO(text, newline="")
+    return _table(path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _table(path: Path, reader: Any) -> list[Row]:
+    """Rows under a header line. `reader` is a csv reader."""
+    rows: list[Row] = []
+    header: list[str] | None = None
+    try:
+        for fields in reader:
+            if not fields or fields == [""]:
+                continue
+            if header is None:
+                header = _header(path, reader.line_num, fields)
+            elif len(fields) != len(header):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(fields)} fields, but the header has {len(header)} "
+                    f"({', '.join(header)}). Remedy: correct or quote the line."
+                )
+            else:
+                rows.append(dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}. Remedy: correct or quote the line.") from error
+    return rows
+
+
+def _header(path: Path, line: int, names: list[str]) -> list[str]:
+    names = [name.strip() for name in names]
+    if "" in names or len(set(names)) != len(names):
+        raise DataError(
+            f"{path}, line {line}: the header {names} has an empty or repeated column name. "
+            "Remedy: give every column its own name."
+        )
+    return names
+
+
+def _json_kind(value: Any) -> str:
+    if isinstance(value, list):
+        return "list"
+    if isinstance(value, str):
+        return "string"
+    return "null" if value is None else "number or boolean"
+
+
+_READERS: dict[str, Callable[[Path, str], list[Row]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _tsv,
+}

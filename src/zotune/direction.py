@@ -1,0 +1,205 @@
+"""How z is drawn for one tensor from a key: the Direction, and the kinds that several methods share.
+
+A direction stores nothing that is as large as the model. It is pure: the same target, key and slice give the same
+bits, however often and in whatever order they are asked for. What it learns from the weights it learns once, in
+`prepare`, from the initial weights.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from zotune import kernels
+from zotune.noise import Key, Law, Purpose, noise_many, noise_rows
+
+# Tensors up to this size are drawn together, one call for all of them: per-call overhead would dominate otherwise.
+_SMALL = 1 << 14
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One parameter in scope: its canonical name, its unperturbed data, and whether compiled kernels serve it."""
+
+    name: str
+    data: Tensor
+    fast: bool = False
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(rows, columns): the first dimension, and the product of the others (1 for vectors)."""
+        rows = self.data.shape[0] if self.data.dim() else 1
+        return rows, self.data.numel() // max(rows, 1)
+
+
+@final
+@dataclass(frozen=True)
+class Factors:
+    """`Z = scale * u @ v.T` with `u` (rows, r) and `v` (columns, r), in the parameter's dtype."""
+
+    u: Tensor
+    v: Tensor
+    scale: float
+
+
+class Direction(ABC):
+    """The law of z. Subclasses implement `block`; the rest has defaults that a faster twin may replace."""
+
+    def prepare(self, targets: Sequence[Target]) -> None:  # noqa: B027 - most directions have nothing to prepare
+        """Called once, with the initial weights, before the first draw."""
+
+    @abstractmethod
+    def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
+        """z of the elements `start:stop` of the flattened parameter, (stop - start,) float32 (or wider)."""
+
+    def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
+        """z of some rows, (r, columns) float32; `rows` (r,) int64."""
+        columns = target.matrix_shape[1]
+        drawn = [self.block(target, key, row * columns, (row + 1) * columns) for row in rows.tolist()]
+        return torch.stack(drawn) if drawn else target.data.new_empty(0, columns, dtype=torch.float32)
+
+    def factors(self, target: Target, key: Key) -> Factors | None:
+        """The low-rank form of z, where it has one."""
+        return None
+
+    def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
+        """`w + s * z[start:start + len(w)]` for each scale, (len(w),) in `w.dtype`, rounded as `kernels.add_scaled` does."""
+        z = self.block(target, key, start, start + w.numel())
+        return [kernels.add_scaled(w, z, scale) for scale in scales]
+
+    def state_elements(self, targets: Sequence[Target]) -> int:
+        """How many numbers the direction keeps beyond the weights: the declared memory."""
+        return 0
+
+
+@final
+class Together:
+    """Whole draws of many small tensors in one call, the latest few keys kept."""
+
+    def __init__(self, law: Law, keep: int = 4) -> None:
+        self._law: Law = law
+        self._keep = keep
+        self._sizes: dict[torch.device, list[tuple[str, int]]] = {}
+        self._drawn: dict[tuple[Key, torch.device], dict[str, Tensor]] = {}
+
+    def add(self, name: str, count: int, device: torch.device) -> None:
+        """Register a tensor of `count` elements."""
+        self._sizes.setdefault(device, []).append((name, count))
+
+    def draw(self, key: Key, name: str, device: torch.device) -> Tensor:
+        """The noise of a registered tensor, (count,) float32."""
+        drawn = self._drawn.get((key, device))
+        if drawn is None:
+            sizes = self._sizes[device]
+            values = noise_many(self._law, key, sizes, device)
+            drawn = {size[0]: value for size, value in zip(sizes, values, strict=True)}
+            self._drawn[key, device] = drawn
+            while len(self._drawn) > self._keep * len(self._sizes):
+                del self._drawn[next(iter(self._drawn))]
+        return drawn[name]
+
+    @property
+    def elements(self) -> int:
+        """Numbers kept at most."""
+        return self._keep * sum(count for sizes in self._sizes.values() for _, count in sizes)
+
+
+@final
+class Dense(Direction):
+    """Independent entries: z ~ N(0, 1) through the quantile table, or random signs."""
+
+    def __init__(self, law: Law = "gaussian") -> None:
+        self.law: Law = law
+        self._small = Together(law)
+        self._is_small: set[str] = set()
+
+    def prepare(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            if target.data.numel() <= _SMALL:
+                self._is_small.add(target.name)
+                self._small.add(target.name, target.data.numel(), target.data.device)
+
+    def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
+        if target.name in self._is_small:
+            return self._small.draw(key, target.name, target.data.device)[start:stop]
+        return kernels.noise(self.law, key, target.name, start, stop, target.data.device, target.fast)
+
+    def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
+        return noise_rows(self.law, key, target.name, rows, target.matrix_shape[1])
+
+    def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
+        if target.name in self._is_small:
+            return super().add(target, key, start, w, scales)
+        return kernels.add_noise(w, self.law, key, target.name, start, scales, target.fast)
+
+    def state_elements(self, targets: Sequence[Target]) -> int:
+        return self._small.elements
+
+
+@final
+class LowRank(Direction):
+    """`Z = U V'`: U fresh for every probe, V kept for `interval` steps; vectors get a dense z of the same law.
+
+    Nothing is stored from step to step: V is drawn from the window's number, `step // interval`. With
+    `normalize="rms"` Z is divided by sqrt(rank), so that its entries have variance 1 whatever the rank.
+    """
+
+    def __init__(
+        self, rank: int, interval: int, law: Law = "gaussian", normalize: Literal["none", "rms"] = "rms"
+    ) -> None:
+        self.rank, self.interval, self.law = rank, interval, law
+        self._scale = rank**-0.5 if normalize == "rms" else 1.0
+        self._u, self._v = Together(law), Together(law, keep=1)
+
+    def prepare(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            device = target.data.device
+            if target.data.dim() < 2:
+                self._u.add(target.name, target.data.numel(), device)
+                continue
+            rows, columns = target.matrix_shape
+            self._u.add(target.name, rows * self.rank, device)
+            self._v.add(target.name, columns * self.rank, device)
+
+    def factors(self, target: Target, key: Key) -> Factors | None:
+        if target.data.dim() < 2:
+            return None
+        window = replace(key, step=key.step // self.interval, query=0, purpose=Purpose.BASIS)
+        # Rounded to the weights' dtype before use, so that the forward and the update see the same factors.
+        dtype, device = target.data.dtype, target.data.device
+        u = self._u.draw(key, target.name, device).view(-1, self.rank).to(dtype)
+        v = self._v.draw(window, target.name, device).view(-1, self.rank).to(dtype)
+        return Factors(u, v, self._scale)
+
+    def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
+        factors = self.factors(target, key)
+        if factors is None:
+            return self._u.draw(key, target.name, target.data.device)[start:stop]
+        columns = target.matrix_shape[1]
+        first, last = start // columns, -(-stop // columns)
+        z = self._product(factors.u[first:last], factors)
+        return z.flatten()[start - first * columns : stop - first * columns]
+
+    def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
+        factors = self.factors(target, key)
+        if factors is None:
+            return self._u.draw(key, target.name, target.data.device)[rows].unsqueeze(1)
+        return self._product(factors.u[rows], factors)
+
+    def _product(self, u: Tensor, factors: Factors) -> Tensor:
+        # Term by term, in order: a matrix product may sum in another order on another machine or slice.
+        wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+        u, v = u.to(wide), factors.v.to(wide)
+        z = u[:, :1] * v[:, 0]
+        for r in range(1, self.rank):
+            z += u[:, r : r + 1] * v[:, r]
+        return z.mul_(factors.scale)
+
+    def state_elements(self, targets: Sequence[Target]) -> int:
+        return self._u.elements + self._v.elements

@@ -1,0 +1,67 @@
+"""Which points are evaluated, and how their losses become coefficients.
+
+The list of probes *is* the gradient estimate: sum over probes of `coef * z(key)`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from zotune.noise import Key
+
+
+@final
+@dataclass(frozen=True)
+class Point:
+    """The parameters at which a loss is evaluated: theta + scale * z(key)."""
+
+    key: Key
+    scale: float
+
+
+@final
+@dataclass(frozen=True)
+class Probe:
+    """One direction, how far to go along it (loss units per unit of z), and the losses that were seen."""
+
+    key: Key
+    coef: float
+    losses: tuple[float, ...]
+
+
+class Estimator(ABC):
+    """A plan of points for a step, and the reduction of their losses. Both are pure functions of their arguments."""
+
+    @abstractmethod
+    def points(self, seed: int, step: int) -> list[Point]:
+        """Where step `step` (from 0) of a run with `seed` evaluates the loss, in the order the journal records."""
+
+    @abstractmethod
+    def probes(self, seed: int, step: int, losses: Sequence[float]) -> list[Probe]:
+        """The probes from the losses at `points(seed, step)`."""
+
+
+@final
+class TwoSided(Estimator):
+    """Central differences along `queries` directions, averaged: n-SPSA (arXiv 2305.17333, definition 1, algorithm 2).
+
+    `coef = (L(theta + eps z) - L(theta - eps z)) / (2 eps n)`; 2 n evaluations.
+    """
+
+    def __init__(self, eps: float, queries: int = 1) -> None:
+        self.eps, self.queries = eps, queries
+
+    def points(self, seed: int, step: int) -> list[Point]:
+        keys = [Key(seed, step, query) for query in range(self.queries)]
+        return [Point(key, side) for key in keys for side in (self.eps, -self.eps)]
+
+    def probes(self, seed: int, step: int, losses: Sequence[float]) -> list[Probe]:
+        found = []
+        for query in range(self.queries):
+            plus, minus = losses[2 * query], losses[2 * query + 1]
+            coef = (plus - minus) / (2 * self.eps * self.queries)
+            found.append(Probe(Key(seed, step, query), coef, (plus, minus)))
+        return found

@@ -1,0 +1,248 @@
+"""How operations that mix activations and perturbed parameters are computed, lane by lane.
+
+One rule per kind of operation: linear layers (large ones a block of rows at a time, low-rank ones without making the
+weight), embeddings (only the rows that are looked up), attention with a learned bias, elementwise operations, and
+everything that treats examples independently. `RULES` is the table that `perturb.py` hands to the stand-ins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import gcd
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zotune.direction import Factors
+from zotune.errors import UserError
+from zotune.kernels import add_scaled
+from zotune.lazy import (
+    Derived,
+    Lanes,
+    LaneTensor,
+    LaneUnsupported,
+    Perturbed,
+    Rule,
+    map_lanes,
+    name_of,
+    take,
+    tensors_in,
+)
+
+# A matrix larger than this is perturbed a block of rows at a time, so that scratch memory stays small.
+_BLOCK = 1 << 21
+
+
+def _lane_values(value: Any, lanes: Lanes) -> list[Any]:
+    return value.per_lane() if isinstance(value, LaneTensor) else [value] * lanes.count
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x, weight, bias = _bind(("input", "weight", "bias"), args, kwargs)
+    if isinstance(x, LaneTensor):
+        raise LaneUnsupported(f"linear takes {x.known_as} as its input")
+    inputs = lanes.split(x, "linear")
+    biases = _lane_values(bias, lanes)
+    factors = weight.factors() if isinstance(weight, Perturbed) else None
+    if factors is not None:
+        y = F.linear(x, weight.target.data, None if isinstance(bias, LaneTensor) else bias)
+        _add_low_rank(lanes, y, x, factors, transposed=False)
+        if isinstance(bias, LaneTensor):
+            for part, lane_bias in zip(lanes.split(y, "linear"), biases, strict=True):
+                part += lane_bias
+        return y
+    if not isinstance(weight, Perturbed) or weight.numel() <= _BLOCK:
+        weights = _lane_values(weight, lanes)
+        return _join([F.linear(i, w, b) for i, w, b in zip(inputs, weights, biases, strict=True)])
+    rows, columns = weight.target.matrix_shape
+    step = max(1, _BLOCK // columns)
+    aligned = 128 // gcd(columns, 128)  # rows whose elements fill whole blocks of the stream
+    step = max(aligned, step // aligned * aligned)
+    y = x.new_empty(*x.shape[:-1], rows)
+    outputs = lanes.split(y, "linear")
+    for first in range(0, rows, step):
+        last = min(rows, first + step)
+        flats = weight.slice(first * columns, last * columns)
+        for out, i, flat, b in zip(outputs, inputs, flats, biases, strict=True):
+            out[..., first:last] = F.linear(i, flat.view(last - first, columns), None if b is None else b[first:last])
+    return y
+
+
+def _add_low_rank(lanes: Lanes, y: Tensor, x: Tensor, factors: list[Factors], transposed: bool) -> None:
+    """`y_l += scale_l * (x_l v) u'` in place (`(x_l u) v'` for a weight that is used transposed)."""
+    flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    size = flat_x.shape[0] // lanes.count
+    for first, last in lanes.by_key():
+        f = factors[first]
+        left, right = (f.u, f.v) if transposed else (f.v, f.u)
+        thin = flat_x[first * size : last * size] @ left
+        for lane in range(first, last):
+            thin[(lane - first) * size : (lane - first + 1) * size] *= lanes.points[lane].scale * f.scale
+        flat_y[first * size : last * size].addmm_(thin, right.t())
+
+
+def _matmul(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """`x @ w`, the activation first."""
+    x, weight = args
+    if isinstance(weight, Perturbed) and not isinstance(x, LaneTensor) and weight.dim() == 2:
+        factors = weight.factors()
+        if factors is not None:
+            lanes.split(x, "matmul")
+            y = torch.matmul(x, weight.target.data)
+            _add_low_rank(lanes, y, x, factors, transposed=True)
+            return y
+    result: Tensor = _chunked(0)(lanes, func, args, kwargs)
+    return result
+
+
+def _addmm(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """`bias + x @ w` (GPT-2's linear layer)."""
+    bias, x, weight = args
+    factors = weight.factors() if isinstance(weight, Perturbed) and not kwargs else None
+    if factors is None or isinstance(x, LaneTensor):
+        result: Tensor = _chunked(1)(lanes, func, args, kwargs)
+    return result
+    y = torch.matmul(x, weight.target.data)
+    _add_low_rank(lanes, y, x, factors, transposed=True)
+    for part, lane_bias in zip(lanes.split(y, "addmm"), _lane_values(bias, lanes), strict=True):
+        part += lane_bias
+    return y
+
+
+def _embedding(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Only the rows that are looked up need noise."""
+    ids, weight, _, max_norm = _bind(("input", "weight", "padding_idx", "max_norm"), args, kwargs)
+    if max_norm is not None:
+        raise UserError(
+            f"embedding with max_norm rewrites {weight.known_as} in the forward pass. Remedy: leave it out of the scope."
+        )
+    stacked = lanes.count == 1 or lanes.stacked(ids)
+    if isinstance(weight, Perturbed):
+        unique, ids = torch.unique(ids, return_inverse=True)
+        tables = _rows(lanes, weight, unique)
+    else:
+        tables = weight.per_lane()
+    if stacked:
+        return _join([F.embedding(i, table) for i, table in zip(lanes.split(ids, "embedding"), tables, strict=True)])
+    lanes.trace.append("embedding shared by all examples")
+    parts = [F.embedding(ids, table) for table in tables]
+    if ids.dim() and ids.shape[0] == 1:  # position ids of one row: stack them like the activations they are added to
+        return torch.cat([part.expand(lanes.rows, *part.shape[1:]) for part in parts])
+    return Derived(parts, weight)
+
+
+def _rows(lanes: Lanes, weight: Perturbed, unique: Tensor) -> list[Tensor]:
+    base, tables = weight.target.data[unique], []
+    for first, last in lanes.by_key():
+        z = lanes.direction.rows(weight.target, lanes.points[first].key, unique).view(base.shape)
+        tables += [add_scaled(base, z, point.scale) for point in lanes.points[first:last]]
+    return tables
+
+
+def _bind(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names))
+
+
+def _chunked(position: int) -> Callable[..., Any]:
+    """The rule of an operation that treats examples independently: cut the activation, call per lane, join."""
+
+    def rule(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        activation = args[position]
+        plain = [t for t in tensors_in((args, kwargs)) if not isinstance(t, LaneTensor)]
+        if isinstance(activation, LaneTensor):
+            if plain and lanes.count > 1:
+                raise LaneUnsupported(f"{name_of(func)} takes {activation.known_as} as its input")
+            return map_lanes(func, args, kwargs, activation) if lanes.count > 1 else func(*take(args, 0), **kwargs)
+        parts = []
+        for lane, part in enumerate(lanes.split(activation, name_of(func))):
+            now = [part if i == position else take(arg, lane) for i, arg in enumerate(args)]
+            parts.append(func(*now, **{key: take(value, lane) for key, value in kwargs.items()}))
+        return _join(parts)
+
+    return rule
+
+
+def _elementwise(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`x * w`, `w + x`, `where(x, w, 0)`: parameters broadcast over the examples of the activations."""
+    found = [t for t in tensors_in((args, kwargs)) if t.dim()]
+    lead = max((t.dim() for t in found), default=0)
+    cut = [
+        i
+        for i, t in enumerate(args)
+        if isinstance(t, Tensor) and not isinstance(t, LaneTensor) and t.dim() == lead > 0 and t.shape[0] != 1
+    ]
+    for t in found:
+        if lanes.count > 1 and cut and isinstance(t, LaneTensor) and t.dim() == lead and t.shape[0] != 1:
+            raise LaneUnsupported(f"{name_of(func)} on {t.known_as}: which dimension holds the examples is unclear")
+    if lanes.count == 1 or not cut:
+        source = next(t for t in tensors_in((args, kwargs)) if isinstance(t, LaneTensor))
+        if lanes.count > 1:
+            return map_lanes(func, args, kwargs, source)
+        return func(*take(args, 0), **{key: take(value, 0) for key, value in kwargs.items()})
+    pieces = {i: lanes.split(args[i], name_of(func)) for i in cut}
+    parts = []
+    for lane in range(lanes.count):
+        now = [pieces[i][lane] if i in pieces else take(arg, lane) for i, arg in enumerate(args)]
+        parts.append(func(*now, **{key: take(value, lane) for key, value in kwargs.items()}))
+    return args[0] if name_of(func) in _IN_PLACE else _join(parts)
+
+
+def _attention(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Attention whose mask carries a learned bias (T5): queries, keys and values are cut, the mask is per lane."""
+    query, key, value = (_bind(("query", "key", "value"), args, kwargs)[i] for i in range(3))
+    if any(isinstance(x, LaneTensor) for x in (query, key, value)):
+        raise LaneUnsupported(f"attention takes {next(tensors_in(args)).shape} of a parameter as its input")
+    rest = {k: v for k, v in kwargs.items() if k not in ("query", "key", "value")}
+    parts = []
+    for lane, inputs in enumerate(zip(*(lanes.split(x, "attention") for x in (query, key, value)), strict=True)):
+        extra = [take(arg, lane) for arg in args[3:]]
+        parts.append(func(*inputs, *extra, **{k: take(v, lane) for k, v in rest.items()}))
+    return _join(parts)
+
+
+_IN_PLACE = ("add_", "mul_", "sub_", "__iadd__", "__imul__", "__isub__")
+_T = torch.Tensor
+RULES: dict[Any, Rule] = {
+    F.linear: _linear,
+    F.embedding: _embedding,
+    torch.addmm: _addmm,
+    F.scaled_dot_product_attention: _attention,
+    **{f: _matmul for f in (torch.matmul, _T.matmul, _T.__matmul__, torch.mm, _T.mm)},
+    **{
+        f: _chunked(0)
+        for f in (
+            F.layer_norm,
+            F.rms_norm,
+            torch.rms_norm,
+            torch.layer_norm,
+            F.group_norm,
+            F.batch_norm,
+            F.prelu,
+        )
+    },
+    **{f: _chunked(0) for f in (F.conv1d, F.conv2d, F.conv3d)},
+    **{
+        f: _elementwise
+        for f in (torch.add, torch.mul, torch.sub, torch.div, torch.where, _T.add, _T.mul, _T.sub, _T.div)
+    },
+    **{f: _elementwise for f in (_T.__add__, _T.__radd__, _T.__mul__, _T.__rmul__, _T.__sub__, _T.__rsub__)},
+    **{
+        f: _elementwise
+        for f in (
+            _T.__truediv__,
+            _T.__rtruediv__,
+            _T.add_,
+            _T.mul_,
+            _T.sub_,
+            _T.__iadd__,
+            _T.__imul__,
+            _T.__isub__,
+        )
+    },
+}

@@ -1,0 +1,241 @@
+"""The lazy perturbed parameter: a tensor subclass that stands for `W + s_l * Z_l`, one `l` per lane.
+
+Modules keep their own code. When an operation meets the stand-in, a rule computes that operation lane by lane:
+activations carry L lanes stacked along dim 0, lane l of a weight is `W + s_l Z_l`, and the perturbed weight lives for
+that operation only. With one lane every operation is right by construction (the weight is made, then used). With
+several lanes an operation that has no rule raises LaneUnsupported, and the caller evaluates one lane at a time.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from zotune.direction import Direction, Factors, Target
+from zotune.errors import UserError
+from zotune.estimate import Point
+
+Rule = Callable[["Lanes", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+class LaneUnsupported(Exception):
+    """An operation cannot be computed for several lanes at once; its message names the operation and the parameter."""
+
+
+@final
+@dataclass
+class Lanes:
+    """What all stand-ins of one evaluation share: the points (one per lane) and the examples in one lane."""
+
+    direction: Direction
+    points: Sequence[Point]
+    rows: int
+    rules: Mapping[Any, Rule] = field(default_factory=dict)  # operation -> how to compute it lane by lane
+    touched: set[str] = field(default_factory=set)
+    trace: list[str] = field(default_factory=list)  # how activations were read, to compare with a proven forward
+
+    @property
+    def count(self) -> int:
+        """How many lanes ride in this forward."""
+        return len(self.points)
+
+    def split(self, x: Tensor, what: str) -> tuple[Tensor, ...]:
+        """The lanes of an activation, cut along dim 0."""
+        if self.count == 1:
+            return (x,)
+        if not self.stacked(x):
+            raise LaneUnsupported(f"{what} meets an activation of shape {tuple(x.shape)}, not stacked by example")
+        self.trace.append(what)
+        return x.chunk(self.count)
+
+    def stacked(self, x: Tensor) -> bool:
+        """Whether dim 0 of an activation can be examples, lane after lane."""
+        return x.dim() > 0 and x.shape[0] % (self.count * self.rows) == 0
+
+    def by_key(self) -> Iterator[tuple[int, int]]:
+        """Runs of lanes (first, last + 1) that share a key, so that their noise is drawn once."""
+        first = 0
+        for lane in range(1, self.count + 1):
+            if lane == self.count or self.points[lane].key != self.points[first].key:
+                yield first, lane
+                first = lane
+
+
+class LaneTensor(torch.Tensor):
+    """A parameter (or something computed from one) that has a value in each lane. Abstract."""
+
+    lanes: Lanes
+    known_as: str  # the parameter's canonical name (Tensor.name is taken)
+    _is_param = True  # nn.Parameter's instance check: modules may ask whether their weight is one
+
+    @abstractmethod
+    def per_lane(self) -> list[Tensor]:
+        """The plain tensor of each lane."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        return _apply(func, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        # Reached only by code that bypasses __torch_function__ (C++ callers); detach is how torch wraps its own calls.
+        return _apply(func, args, kwargs or {})
+
+
+@final
+class Perturbed(LaneTensor):
+    """The stand-in that a module finds in place of its parameter."""
+
+    target: Target
+
+    @staticmethod
+    def __new__(cls, target: Target, lanes: Lanes) -> Perturbed:
+        self: Perturbed = _wrapper(cls, target.data)
+        self.target, self.lanes, self.known_as = target, lanes, target.name
+        return self
+
+    def per_lane(self) -> list[Tensor]:
+        data = self.target.data
+        return [flat.view(data.shape) for flat in self.slice(0, data.numel())]
+
+    def slice(self, start: int, stop: int) -> list[Tensor]:
+        """Elements `start:stop` of the flattened weight in each lane, (stop - start,) each."""
+        flat = self.target.data.reshape(-1)[start:stop]
+        points, out = self.lanes.points, []
+        for first, last in self.lanes.by_key():
+            scales = [point.scale for point in points[first:last]]
+            out += self.lanes.direction.add(self.target, points[first].key, start, flat, scales)
+        return out
+
+    def factors(self) -> list[Factors] | None:
+        """The low-rank form of each lane's direction, or None."""
+        found = [self.lanes.direction.factors(self.target, point.key) for point in self.lanes.points]
+        return [each for each in found if each is not None] if None not in found else None
+
+
+@final
+class Derived(LaneTensor):
+    """The result of an operation on stand-ins alone (a cast, a transpose, `1 + weight`): one plain tensor per lane."""
+
+    parts: list[Tensor]
+
+    @staticmethod
+    def __new__(cls, parts: list[Tensor], source: LaneTensor) -> Derived:
+        self: Derived = _wrapper(cls, parts[0])
+        self.parts, self.lanes, self.known_as = parts, source.lanes, source.known_as
+        return self
+
+    def per_lane(self) -> list[Tensor]:
+        return self.parts
+
+
+def _wrapper(cls: type[LaneTensor], like: Tensor) -> Any:
+    return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device, requires_grad=False
+    )
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors inside nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def take(value: Any, lane: int) -> Any:
+    """`value` with every stand-in inside replaced by its plain tensor in `lane`."""
+    if isinstance(value, LaneTensor):
+        return value.per_lane()[lane]
+    if type(value) in (list, tuple):
+        return type(value)(take(item, lane) for item in value)
+    return value
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """An operation's name for messages."""
+    return getattr(func, "__name__", str(func))
+
+
+def _apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    found = list(tensors_in((args, kwargs)))
+    stand_ins = [tensor for tensor in found if isinstance(tensor, LaneTensor)]
+    lanes, name = stand_ins[0].lanes, stand_ins[0].known_as
+    lanes.touched.update(tensor.known_as for tensor in stand_ins)
+    label = name_of(func)
+    if isinstance(args[0] if args else None, LaneTensor) and label.endswith("_") and not label.endswith("__"):
+        raise UserError(
+            f"the model writes its parameter {name} during the forward pass ({label}). Remedy: leave it out of the scope."
+        )
+    rule = lanes.rules.get(func)
+    if rule is not None:
+        return rule(lanes, func, args, kwargs)
+    if lanes.count == 1:
+        return func(*take(args, 0), **{key: take(value, 0) for key, value in kwargs.items()})
+    if len(stand_ins) == len(found):
+        return map_lanes(func, args, kwargs, stand_ins[0])
+    raise LaneUnsupported(f"{label} on {name} has no lane rule")
+
+
+def map_lanes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: LaneTensor) -> Any:
+    """An operation on stand-ins alone: lane by lane, the result a stand-in again."""
+    results = [
+        func(*take(args, lane), **{key: take(value, lane) for key, value in kwargs.items()})
+        for lane in range(source.lanes.count)
+    ]
+    return _wrap(results, func, source)
+
+
+def _wrap(results: list[Any], func: Callable[..., Any], source: LaneTensor) -> Any:
+    if isinstance(results[0], Tensor):
+        return Derived(results, source)
+    if isinstance(results[0], (list, tuple)):
+        return type(results[0])(_wrap(list(parts), func, source) for parts in zip(*results, strict=True))
+    if all(result == results[0] for result in results):
+        return results[0]
+    raise LaneUnsupported(f"{name_of(func)} on {source.known_as} gives a different Python value in each lane")
+
+
+_T = torch.Tensor
+_PROPERTIES = """
+    shape dtype device layout ndim requires_grad is_cuda is_cpu is_mps is_xpu is_meta is_sparse is_quantized is_nested
+    is_leaf itemsize nbytes grad grad_fn
+""".split()
+_METADATA = frozenset(
+    [getattr(_T, name).__get__ for name in _PROPERTIES]
+    + [_T.size, _T.dim, _T.numel, _T.nelement, _T.stride, _T.is_contiguous, _T.is_floating_point, _T.is_complex]
+    + [
+        _T.element_size,
+        _T.ndimension,
+        _T.get_device,
+        _T.storage_offset,
+        _T.__hash__,
+        torch.is_floating_point,
+        torch.numel,
+    ]
+)

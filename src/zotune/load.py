@@ -1,0 +1,144 @@
+"""From a config to what a run works with: model, tokenizer, objective, examples. Real loading code, hub or folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zotune.config import TrainConfig
+from zotune.data.files import read_rows
+from zotune.data.template import Template
+from zotune.errors import ConfigError, UserError
+from zotune.objective.base import Objective
+from zotune.objective.label_words import LabelWords
+from zotune.objective.language_model import LanguageModel
+from zotune.objective.model_kind import Kind, model_kind
+
+
+def load_tokenizer(config: TrainConfig) -> Any:
+    """The tokenizer of the model. Raises UserError when there is none."""
+    from transformers import AutoTokenizer
+
+    with _explained(config.model, "tokenizer"), quiet():
+        return AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+
+
+def load_model(config: TrainConfig) -> nn.Module:
+    """The model on the config's device, in its dtype, in eval mode, with LoRA adapters where the scope names them.
+
+    Raises UserError for a model that cannot be found or read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    classes: dict[Kind, Any] = {
+        "causal": AutoModelForCausalLM,
+        "masked": AutoModelForMaskedLM,
+        "seq2seq": AutoModelForSeq2SeqLM,
+    }
+    trust = config.trust_remote_code
+    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    with _explained(config.model, "model"), quiet():
+        settings = AutoConfig.from_pretrained(config.model, trust_remote_code=trust)
+        auto = classes[model_kind(settings)]
+        model: nn.Module = auto.from_pretrained(config.model, dtype=dtype, trust_remote_code=trust)
+    if "lora" in [part.strip() for part in config.scope.split("&")]:
+        model = _with_lora(model, config)
+    return model.to(device_of(config)).eval()
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """`auto` is the GPU where there is one. Raises ConfigError for a device that torch does not know or have."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {config.device!r} cannot be used: {reason}. Remedy: --device cpu or auto.") from None
+
+
+def _with_lora(model: nn.Module, config: TrainConfig) -> nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError("scope lora needs PEFT. Remedy: pip install 'zotune[peft]'.") from None
+    settings = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        target_modules=config.lora_targets,
+        lora_dropout=0.0,  # type: ignore[arg-type]
+    )
+    # PEFT draws the initial A from torch's global generator: seeded for the run, and put back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            adapted: nn.Module = get_peft_model(model, settings)  # type: ignore[arg-type]
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"LoRA cannot be added: {reason}. Remedy: name the modules with --lora-targets."
+            ) from None
+    return adapted
+
+
+def make_objective(config: TrainConfig, tokenizer: Any, model: nn.Module) -> Objective:
+    """Label-word classification when label words are given, else a language-model loss."""
+    kind = model_kind(model)
+    template = Template(config.template or "{{ %s }}" % config.text_column)
+    if config.label_words:
+        return LabelWords(
+            tokenizer,
+            template,
+            config.label_column,
+            config.label_words,
+            config.labels,
+            kind,
+            config.max_length,
+        )
+    if config.completion_column is not None:
+        return LanguageModel(tokenizer, (template, config.completion_column), config.max_length, kind)
+    return LanguageModel(tokenizer, config.text_column, config.max_length, kind)
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a file and the SHA-256 of its bytes."""
+    rows = read_rows(path)
+    return rows, sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _explained(model: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the {what} of {model!r} cannot be loaded: {reason} "
+            "Remedy: give a folder with a Hugging Face model, or a hub id while online."
+        ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and notes: a run's own header says what was loaded."""
+    from transformers.utils import logging as noisy
+
+    level, bars = noisy.get_verbosity(), noisy.is_progress_bar_enabled()
+    noisy.set_verbosity(logging.ERROR)
+    noisy.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        noisy.set_verbosity(level)
+        if bars:
+            noisy.enable_progress_bar()  # type: ignore[no-untyped-call]

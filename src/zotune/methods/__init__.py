@@ -1,0 +1,56 @@
+"""The one table of methods. Adding one: a file in this folder and a row here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from zotune.methods.lozo import LoZO
+from zotune.methods.mezo import MeZO
+from zotune.methods.sparse_mezo import SparseMeZO
+from zotune.optimizer import ZerothOrder
+
+__all__ = ["METHODS", "LoZO", "MeZO", "Method", "SparseMeZO", "accepts", "table"]
+
+
+@final
+@dataclass(frozen=True)
+class Method:
+    """A row: the factory `build(model, **arguments)`, its paper, and what it costs."""
+
+    name: str
+    build: Callable[..., ZerothOrder]
+    arxiv: str
+    forwards_per_step: str
+    state: str
+    replayable: bool
+
+
+METHODS: dict[str, Method] = {
+    row.name: row
+    for row in (
+        Method("mezo", MeZO, "2305.17333", "2 * queries", "none", True),
+        Method("sparse_mezo", SparseMeZO, "2402.15751", "2 * queries", "one threshold per tensor", True),
+        Method(
+            "lozo",
+            LoZO,
+            "2410.07698",
+            "2 * queries",
+            "U and V of the step: rank * (rows + columns) per matrix",
+            True,
+        ),
+    )
+}
+
+
+def table() -> list[dict[str, Any]]:
+    """The rows as plain values: name, arxiv, forwards_per_step, state, replayable."""
+    keys = ("name", "arxiv", "forwards_per_step", "state", "replayable")
+    return [{key: getattr(row, key) for key in keys} for row in METHODS.values()]
+
+
+def accepts(name: str) -> set[str]:
+    """The argument names that a method takes. Raises KeyError for an unknown method."""
+    return set(inspect.signature(METHODS[name].build).parameters) - {"model"}

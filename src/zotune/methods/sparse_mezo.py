@@ -1,0 +1,102 @@
+"""Sparse MeZO: perturb only the small weights (arXiv 2402.15751, NeurIPS 2025).
+
+    once:   h_l = the (1 - s) quantile of |W_l|, from the initial weights, for every matrix W_l
+    step t: m = 1[|theta_t| <= h];   z_hat = m * z,   z ~ N(0, I)
+            g = [L(theta + eps z_hat) - L(theta - eps z_hat)] / (2 eps)
+            theta <- theta - lr g z_hat
+
+Symbols: s -> sparsity (the share left alone; the paper's best is 0.75 to 0.8), m and h as here. Default lr is above
+MeZO's, as the paper recommends.
+
+The mask is never stored: each evaluation computes it from the unperturbed weights, the form the paper calls efficient
+implementation, and the update from the same weights before it writes them.
+
+Differs from the paper in: |theta| <= h, where the printed GetMask compares theta without its absolute value; a layer is
+one weight tensor; vectors (norms, biases) stay dense, which the paper leaves open.
+Differs from the released code in: not compared, the official code was not available to us. Ports that recompute the
+mask from perturbed weights do not restore 6 to 31 % of the active weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from zotune.direction import Dense, Direction, Target
+from zotune.errors import ConfigError
+from zotune.estimate import TwoSided
+from zotune.noise import Key, Law
+from zotune.optimizer import ZerothOrder
+from zotune.rule import Sgd
+
+
+@final
+class SmallWeights(Direction):
+    """z_hat = 1[|W| <= h] * z for matrices, z for vectors; h is fixed by the initial weights."""
+
+    def __init__(self, law: Law, sparsity: float) -> None:
+        self.sparsity = sparsity
+        self.z = Dense(law)
+        self.h: dict[str, float] = {}
+
+    def prepare(self, targets: Sequence[Target]) -> None:
+        self.z.prepare(targets)
+        for target in targets:
+            if target.data.dim() >= 2:
+                kept = round((1 - self.sparsity) * target.data.numel())
+                magnitudes = target.data.abs().flatten().float()
+                self.h[target.name] = float(magnitudes.kthvalue(kept).values) if kept else -1.0
+
+    def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
+        z = self.z.block(target, key, start, stop)
+        return self._masked(target, target.data.reshape(-1)[start:stop], z)
+
+    def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
+        z = self.z.rows(target, key, rows)
+        return self._masked(target, target.data[rows].view(z.shape), z)
+
+    def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
+        if target.name not in self.h:
+            return self.z.add(target, key, start, w, scales)
+        small = target.data.reshape(-1)[start : start + w.numel()].abs() <= self.h[target.name]
+        # The sums of the dense direction, kept where the weight is small: fused noise and no product with a mask.
+        return [torch.where(small, moved, w) for moved in self.z.add(target, key, start, w, scales)]
+
+    def _masked(self, target: Target, weight: Tensor, z: Tensor) -> Tensor:
+        h = self.h.get(target.name)
+        return z if h is None else z * (weight.abs() <= h)
+
+    def state_elements(self, targets: Sequence[Target]) -> int:
+        return len(self.h) + self.z.state_elements(targets)
+
+
+def SparseMeZO(
+    model: nn.Module,
+    lr: float = 2e-6,
+    eps: float = 1e-3,
+    *,
+    sparsity: float = 0.75,
+    law: Law = "gaussian",
+    queries: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> ZerothOrder:
+    """Sparse MeZO on `model`; `options` are those of `ZerothOrder`. Raises ConfigError unless 0 <= sparsity < 1."""
+    if not 0 <= sparsity < 1:
+        raise ConfigError(
+            f"sparsity must be in [0, 1), got {sparsity}. Remedy: 0.75 leaves three quarters of each matrix alone."
+        )
+    return ZerothOrder(
+        model,
+        lr=lr,
+        direction=SmallWeights(law, sparsity),
+        estimator=TwoSided(eps, queries),
+        rule=Sgd(),
+        seed=seed,
+        method="sparse_mezo",
+        arguments={"eps": eps, "sparsity": sparsity, "law": law, "queries": queries},
+        **options,
+    )

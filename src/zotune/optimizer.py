@@ -1,0 +1,292 @@
+"""ZerothOrder: a `torch.optim.Optimizer` in two phases that knows no method.
+
+`estimate(...)` evaluates and remembers losses; `step()` turns them into probes, records them, and folds them into the
+parameters. `step(objective, batch)` and `step(closure)` do both. Micro-batches are several estimates before one step:
+losses are collected per example and summed exactly, so the result does not depend on how they were grouped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from zotune import kernels
+from zotune.diagnose import first_non_finite
+from zotune.direction import Direction, Target
+from zotune.errors import NonFiniteLoss, UserError
+from zotune.estimate import Estimator, Point, Probe
+from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
+from zotune.perturb import Evaluator, Mode, Objective, Perturber
+from zotune.records import StepRecord
+from zotune.rule import Block, Rule
+from zotune.scope import decays, select
+from zotune.store import store_for
+
+# Elements of a parameter that are updated at once: scratch memory is a few times this.
+_CHUNK = 1 << 20
+
+
+@final
+class ZerothOrder(torch.optim.Optimizer):
+    """Trains `model` with forward passes only.
+
+    Args:
+        model: any `nn.Module`; its parameters may be float64, float32, bfloat16 or float16.
+        lr: step size; one value per parameter group, as in torch.
+        direction, estimator, rule: the three parts of a method (see `zotune.methods`).
+        scope: which parameters are trained (`zotune.scope`), or a list of canonical names.
+        params: instead of `scope`, parameter groups as torch takes them: a list of dicts with "params" and, optionally,
+            "lr" and "weight_decay".
+        weight_decay: decoupled; biases, norms and vectors are left out.
+        seed: the run's seed, 0 <= seed < 2**64. Together with the step number it is all the state there is.
+        lanes: "auto" evaluates several points per forward where the first batch proves that right, "off" never, "on" or
+            raises UserError. `max_lanes` bounds how many points ride in one forward.
+        coverage: raise CoverageError when a parameter in scope is not used by a forward pass.
+        method, arguments: what the journal's header says of the method; factories fill them in.
+
+    Raises ConfigError for a scope that selects nothing, UserError for parameters that cannot be trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        direction: Direction,
+        estimator: Estimator,
+        rule: Rule,
+        scope: str | Sequence[str] = "full",
+        params: Iterable[dict[str, Any]] | None = None,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        lanes: Mode = "auto",
+        max_lanes: int = 2,
+        coverage: bool = True,
+        method: str = "custom",
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
+        Key(seed, 0).words()  # refuses a seed out of range before anything else happens
+        if not lr >= 0 or not math.isfinite(lr):
+            raise UserError(f"lr must be a finite number >= 0, got {lr}. Remedy: MeZO's full tuning starts near 1e-6.")
+        self.model, self.seed, self.method, self.arguments = model, seed, method, dict(arguments or {})
+        self.direction, self.estimator, self.rule = direction, estimator, rule
+        groups = _given_groups(model, params) if params is not None else _decay_groups(model, scope, weight_decay)
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self.names = [name for group in self.param_groups for name in group["names"]]
+        elements = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
+        self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements))
+        self.evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage)
+        for target in self.perturber.targets():
+            store_for(target.data.dtype)
+        direction.prepare(self.perturber.targets())
+        self.steps = 0  # steps taken
+        self.record: Callable[[StepRecord], None] | None = None  # called before each update, for a journal
+        self._losses: list[list[tuple[float, float]]] = []  # for each point, (loss, weight) of each example
+        self._last: list[Probe] = []
+        self._batch: tuple[Objective, Any] | None = None
+
+    # --- first phase ---------------------------------------------------------------------------------------------
+
+    def estimate(
+        self,
+        objective: Callable[..., Any],
+        batch: Any = None,
+        *,
+        weight: float = 1.0,
+        within: Callable[[int], AbstractContextManager[None]] = lambda lanes: nullcontext(),
+    ) -> float:
+        """Evaluate one micro-batch at every point of the step; returns its mean loss over the points.
+
+        `objective(model, batch)` returns per-example losses (B,) or a scalar; without a batch it is a closure `()`.
+        A scalar counts as one example of weight `weight`. `within(lanes)` is entered around every forward.
+        Raises NonFiniteLoss, after which the step's estimates are dropped, and CoverageError.
+        """
+        points = self.estimator.points(self.seed, self.steps)
+        if batch is None:
+            plain: Objective = lambda _model, _batch: _as_tensor(objective())  # type: ignore[call-arg]  # noqa: E731
+            losses = torch.cat([self._alone(plain, point, within) for point in points])
+        else:
+            plain = objective
+            losses = self.evaluator.losses(objective, batch, points, within)
+        self._batch = (plain, batch)
+        if not bool(losses.isfinite().all()):
+            self._refuse(losses, points)
+        if not self._losses:
+            self._losses = [[] for _ in points]
+        for seen, row in zip(self._losses, losses.tolist(), strict=True):
+            seen.extend((loss, weight) for loss in row)
+        return float(losses.mean())
+
+    def _alone(
+        self, objective: Objective, point: Point, within: Callable[[int], AbstractContextManager[None]]
+    ) -> Tensor:
+        # A closure holds its batch, so nothing can be stacked: always one point per forward.
+        with torch.no_grad(), self.perturber.at(point) as lanes, within(1):
+            loss = objective(self.model, None)
+        self.evaluator.forwards += 1
+        self.perturber.check_coverage(lanes.touched)
+        return loss.detach().reshape(1, -1).to("cpu", torch.float64)
+
+    def _refuse(self, losses: Tensor, points: Sequence[Point]) -> None:
+        point = points[int((~losses.isfinite()).any(dim=1).nonzero()[0])]
+        self._losses = []
+        assert self._batch is not None
+        with torch.no_grad(), self.perturber.at(point):
+            where = first_non_finite(self.model, lambda: self._batch[0](self.model, self._batch[1]))  # type: ignore[index]
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for group in self.param_groups for p in group["params"]})
+        side = "+" if point.scale > 0 else "-"
+        bad = losses[~losses.isfinite()][0].item()
+        raise NonFiniteLoss(
+            f"the loss is {bad} at step {self.steps}, side {side} ({point.scale:+g} z), dtype {', '.join(dtypes)}; the first "
+            f"non-finite output comes from {where}. The step was not applied. Remedy: a smaller eps or lr, float32 weights, "
+            "or a look at this batch."
+        )
+
+    # --- second phase --------------------------------------------------------------------------------------------
+
+    def step(self, closure: Any = None, batch: Any = None) -> float | None:  # type: ignore[override]
+        """Apply the collected estimates; `step(closure)` and `step(objective, batch)` estimate first.
+
+        Returns the mean loss over the step's points. Raises UserError when there is nothing to apply.
+        """
+        if closure is not None:
+            self.estimate(closure, batch)
+        if not self._losses:
+            raise UserError(
+                "step() found no estimate. Remedy: call estimate(objective, batch) first, or step(objective, batch)."
+            )
+        losses = tuple(_mean(seen) for seen in self._losses)
+        self._losses = []
+        record = StepRecord(self.steps, tuple(float(group["lr"]) for group in self.param_groups), losses)
+        if self.record is not None:
+            self.record(record)
+        self._apply(record)
+        return math.fsum(losses) / len(losses)
+
+    def replay(self, record: StepRecord) -> None:
+        """Apply a recorded step: the same code as `step()`, with the recorded losses and learning rates.
+
+        Raises UserError for a record that is not the next step of this run.
+        """
+        if record.step != self.steps or len(record.lrs) != len(self.param_groups):
+            raise UserError(
+                f"record of step {record.step} does not follow step {self.steps} of this run. Remedy: replay in order."
+            )
+        self._apply(record)
+
+    def _apply(self, record: StepRecord) -> None:
+        self._last = self.estimator.probes(self.seed, record.step, record.losses)
+        targets = iter(self.perturber.targets())
+        with torch.no_grad():
+            for group, lr in zip(self.param_groups, record.lrs, strict=True):
+                for _ in group["params"]:
+                    self._fold(next(targets), record.step, lr, group["weight_decay"])
+        self.steps += 1
+
+    def _fold(self, target: Target, step: int, lr: float, weight_decay: float) -> None:
+        weight, store = target.data, store_for(target.data.dtype)
+        flat = weight.view(-1) if weight.is_contiguous() else weight.contiguous().view(-1)
+        dither = Key(self.seed, step, 0, Purpose.DITHER)
+        if flat.data_ptr() != weight.data_ptr():
+            target = Target(target.name, weight.clone(), target.fast)  # a mask reads the weights from before the update
+        for start in range(0, flat.numel(), _CHUNK):
+            part = flat[start : start + _CHUNK]
+            value = self.rule.update(Block(self.direction, target, start, part), self._last, lr, weight_decay)
+            stop = start + part.numel()
+            store.write(
+                part,
+                value,
+                lambda a=start, b=stop: kernels.bits16(dither, target.name, a, b, flat.device, target.fast),  # type: ignore[misc]
+            )
+        if flat.data_ptr() != weight.data_ptr():
+            weight.copy_(flat.view(weight.shape))
+
+    # --- what can be asked ---------------------------------------------------------------------------------------
+
+    @property
+    def probes(self) -> list[Probe]:
+        """The gradient estimate: of the estimates so far, or of the last step when there are none."""
+        if not self._losses:
+            return self._last
+        return self.estimator.probes(self.seed, self.steps, [_mean(seen) for seen in self._losses])
+
+    def header(self) -> dict[str, Any]:
+        """What a journal must know to rebuild this optimizer on the base model."""
+        parameters = [
+            {"name": t.name, "shape": list(t.data.shape), "dtype": str(t.data.dtype).removeprefix("torch.")}
+            for t in self.perturber.targets()
+        ]
+        groups = [{"names": group["names"], "weight_decay": group["weight_decay"]} for group in self.param_groups]
+        stream = {"name": STREAM, "version": STREAM_VERSION}
+        return {
+            "method": self.method,
+            "arguments": self.arguments,
+            "seed": self.seed,
+            "stream": stream,
+            "parameters": parameters,
+            "groups": groups,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state plus the two numbers that matter: seed and steps taken."""
+        return {
+            **super().state_dict(),
+            "zotune": {"seed": self.seed, "steps": self.steps, "method": self.method},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken. Raises UserError for another method's state."""
+        own = state_dict.get("zotune")
+        if own is not None and own["method"] != self.method:
+            raise UserError(
+                f"this is the state of {own['method']}, not of {self.method}. Remedy: build the same method."
+            )
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "zotune"})
+        if own is not None:
+            self.seed, self.steps = own["seed"], own["steps"]
+        self._losses, self._last = [], []
+
+
+def _decay_groups(model: nn.Module, scope: str | Sequence[str], weight_decay: float) -> list[dict[str, Any]]:
+    names = select(model, scope) if isinstance(scope, str) else list(scope)
+    named = dict(model.named_parameters())
+    unknown = [name for name in names if name not in named]
+    if unknown:
+        raise UserError(
+            f"no parameter named {unknown[0]!r} in the model. Remedy: use names of model.named_parameters()."
+        )
+    decayed = [name for name in names if decays(model, name)] if weight_decay else []
+    plain = [name for name in names if name not in set(decayed)]
+    groups = []
+    for part, decay in ((decayed, weight_decay), (plain, 0.0)):
+        if part:
+            groups.append({"params": [named[name] for name in part], "names": part, "weight_decay": decay})
+    return groups
+
+
+def _given_groups(model: nn.Module, params: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = []
+    for group in params:
+        listed = list(group["params"])
+        if any(id(parameter) not in by_id for parameter in listed):
+            raise UserError(
+                "a parameter group holds a tensor that is not a parameter of the model. Remedy: take it from the model."
+            )
+        groups.append({**group, "params": listed, "names": [by_id[id(parameter)] for parameter in listed]})
+    return groups
+
+
+def _as_tensor(loss: Any) -> Tensor:
+    return loss if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+
+
+def _mean(seen: Sequence[tuple[float, float]]) -> float:
+    # fsum rounds once, whatever the order: the mean does not depend on how examples were grouped.
+    total = math.fsum(loss * weight for loss, weight in seen)
+    return total / math.fsum(weight for _, weight in seen)

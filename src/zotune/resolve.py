@@ -1,0 +1,105 @@
+"""From a YAML file and flags to a `TrainConfig`. Flags win; unknown keys are errors that name the nearest.
+
+torch is imported only to ask the method table which arguments a method takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig, flag
+from zotune.errors import ConfigError
+
+MAX_FILE_BYTES = 2**20
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint with the most similar known name, empty when nothing is near."""
+    found = difflib.get_close_matches(name.replace("-", "_").lower(), sorted(known), n=1, cutoff=0.6)
+    return f" The nearest is {found[0]!r}." if found else ""
+
+
+def method_arguments(method: str) -> set[str]:
+    """The arguments of a method beyond the options (imports torch). Raises ConfigError for no method."""
+    from zotune.methods import accepts, table
+
+    names = [row["name"] for row in table()]
+    if method not in names:
+        raise ConfigError(f"unknown method {method!r}.{nearest(method, names)} Remedy: use one of {', '.join(names)}.")
+    return set(accepts(method)) - set(OPTIONS)
+
+
+def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The values of a YAML file and the line of each key. Runs no code. Raises ConfigError."""
+    from zotune.yaml12 import parse_mapping
+
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Remedy: check the path.") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} is larger than 1 MiB, so it is no config. Remedy: check the path.")
+    values, lines = parse_mapping(data, str(path))
+    for name in NEVER_FROM_FILE:
+        if values.pop(name, False):
+            raise ConfigError(
+                f"{path} line {lines[name]}: {name} cannot be set by a file. Remedy: remove it there and "
+                f"pass {flag(name)} if you trust the model's code."
+            )
+    return values, lines
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    file: str | Path | None = None,
+    arguments_of: Callable[[str], set[str]] = method_arguments,
+) -> TrainConfig:
+    """A config from a YAML file and from flags, which win. The method's arguments may stand among the keys.
+
+    `arguments_of(method)` gives the accepted ones. Raises ConfigError, naming file, line and the nearest key.
+    """
+    values, lines = read_file(file) if file is not None else ({}, {})
+    where = {name: f"{file} line {line}: " for name, line in lines.items()}
+    method = str({**values, **flags}.get("method", TrainConfig.method))
+    accepted = arguments_of(method)
+    options: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    for given, places in ((values, where), (dict(flags), {})):
+        nested = _nested(given.pop("method_args", None), places.get("method_args", ""))
+        arguments.update(nested)
+        for name, value in given.items():
+            (options if name in OPTIONS else arguments)[name] = value
+        for name in {**nested, **given}:
+            if name not in accepted and (name in nested or name not in OPTIONS):
+                raise ConfigError(places.get(name, "") + _unknown(name, method, accepted))
+    return TrainConfig(**_required(options), method_args=arguments)
+
+
+def _required(values: dict[str, Any]) -> dict[str, Any]:
+    for item in dataclasses.fields(TrainConfig):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and values.get(item.name) is None:
+            raise ConfigError(f"{item.name} is missing. Remedy: give {flag(item.name)}, or {item.name}: in the config.")
+    return values
+
+
+def _nested(value: Any, place: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{place}method_args is {value!r}. Remedy: give names and values: {{rank: 2}}.")
+    return {str(name): item for name, item in (value or {}).items()}
+
+
+def _unknown(name: str, method: str, accepted: set[str]) -> str:
+    if name in OPTIONS:
+        return f"{name} is an option of its own. Remedy: take it out of method_args and give {flag(name)}."
+    takes = f"the method {method} takes {', '.join(sorted(accepted)) or 'no arguments of its own'}"
+    return (
+        f"unknown option {name!r}.{nearest(name, {*OPTIONS, *accepted})} Remedy: remove it or correct its "
+        f"name; {takes}; the other options stand in `zotune train --help`."
+    )

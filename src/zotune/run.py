@@ -1,0 +1,191 @@
+"""The run folder: where everything of one training run lies, and who may write there.
+
+config.yaml     the resolved config; `zotune train --config` takes it again
+journal.zoj     the run itself (journal.py)
+metrics.jsonl   one JSON object per line, without wall-clock values: a resumed run ends with the same bytes
+timing.jsonl    the wall-clock values
+snapshots/      tensors every so many steps (snapshot.py)
+lock            the process that writes (lock.py)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, final
+
+from zotune import snapshot
+from zotune.durable import json_line, sync_folder, write_all, write_file
+from zotune.errors import RunError
+from zotune.lock import FolderLock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@final
+class RunPaths:
+    """The names inside a run folder. Reading needs no lock."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        self.config = self.folder / "config.yaml"
+        self.journal = self.folder / "journal.zoj"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.timing = self.folder / "timing.jsonl"
+        self.snapshots = self.folder / "snapshots"
+
+    def holds_run(self) -> bool:
+        """Whether a run has begun here. What is left of one stopped before its first step does not count."""
+        return (
+            self.journal.exists()
+            or self.snapshots.exists()
+            or any(row["step"] > 0 for row, _ in _metrics_lines(self.metrics))
+        )
+
+    def check(self) -> RunPaths:
+        """Itself, if this is a run's folder. Raises RunError otherwise."""
+        if not self.folder.is_dir():
+            raise RunError(f"{self.folder} is not a folder. Remedy: name a run folder that `zotune train` made.")
+        if not self.journal.exists():
+            raise RunError(
+                f"{self.folder} holds no run: it has no {self.journal.name}. Remedy: name a folder that "
+                "`zotune train` made, or start the run again with `zotune train`."
+            )
+        if not self.config.exists():
+            raise RunError(f"{self.folder} has no {self.config.name}. Remedy: restore it from a copy.")
+        return self
+
+
+@final
+class RunFolder:
+    """A run folder open for writing, by one process at a time. Use as a context manager, or call `close`."""
+
+    def __init__(self, paths: RunPaths, lock: FolderLock):
+        """Use `create` or `open`."""
+        self.paths = paths
+        self.path = paths.folder
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: str) -> RunFolder:
+        """Make the folder of a new run, take its lock and write `config` (YAML text).
+
+        Raises RunError, before any work, when the folder holds a run, is in use or cannot be written.
+        """
+        paths = RunPaths(path)
+        _refuse_existing(paths)
+        try:
+            paths.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(paths.folder.parent)
+        except OSError as error:
+            raise _write_error(paths.folder, error) from error
+        lock = FolderLock.acquire(paths.folder)
+        try:
+            _refuse_existing(paths)  # another process may have made one before the lock was ours
+            for left in (paths.metrics, paths.timing):  # of a run that was stopped before its first step
+                left.unlink(missing_ok=True)
+            write_file(paths.config, config.encode())
+        except OSError as error:
+            lock.release()
+            raise _write_error(paths.config, error) from error
+        except BaseException:
+            lock.release()
+            raise
+        return cls(paths, lock)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Take the lock of an existing run, to continue it. Raises RunError when it is missing or in use."""
+        paths = RunPaths(path).check()
+        return cls(paths, FolderLock.acquire(paths.folder))
+
+    def log_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl. `row` has "step" (int) and no wall-clock values."""
+        if not isinstance(row.get("step"), int):
+            raise TypeError("a metrics row needs an integer 'step'")
+        _append_line(self.paths.metrics, row)
+
+    def log_timing(self, row: Mapping[str, Any]) -> None:
+        """Append one line to timing.jsonl."""
+        _append_line(self.paths.timing, row)
+
+    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Keep the lines of metrics.jsonl whose "step" is at most `step`, byte for byte; return them parsed.
+
+        Unfinished or damaged lines are dropped. Call it when a run resumes at `step`: the lines behind are
+        written again, so the file ends equal to an undisturbed run's.
+        """
+        path = self.paths.metrics
+        kept = [(row, line) for row, line in _metrics_lines(path) if row["step"] <= step]
+        text = b"".join(line for _, line in kept)
+        if path.exists() and path.read_bytes() != text:
+            try:
+                write_file(path, text)
+            except OSError as error:
+                raise _write_error(path, error) from error
+        return [row for row, _ in kept]
+
+    def save_snapshot(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+        """Write a snapshot (see snapshot.save); the newest two are kept."""
+        return snapshot.save(self.paths.snapshots, step, tensors, meta)
+
+    def latest_snapshot(self, max_step: int) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """The newest complete snapshot up to `max_step` (see snapshot.latest)."""
+        return snapshot.latest(self.paths.snapshots, max_step)
+
+    def close(self) -> None:
+        """Release the lock. Closing twice is harmless."""
+        self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _refuse_existing(paths: RunPaths) -> None:
+    if paths.folder.exists() and not paths.folder.is_dir():
+        raise RunError(f"{paths.folder} is a file. Remedy: choose another --output-dir.")
+    if paths.holds_run():
+        raise RunError(
+            f"{paths.folder} holds a run already. Remedy: `zotune resume {paths.folder}`, or choose another "
+            "--output-dir."
+        )
+
+
+def _append_line(path: Path, row: Mapping[str, Any]) -> None:
+    data = (json_line(dict(row)) + "\n").encode()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def _metrics_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
+    """The whole lines of a metrics file with their bytes; unfinished or damaged ones are left out."""
+    found = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
+                found.append((row, line))
+    return found
+
+
+def _write_error(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path} cannot be written: {error.strerror}. Remedy: free space or permissions there, or choose "
+        "another --output-dir."
+    )

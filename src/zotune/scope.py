@@ -1,0 +1,104 @@
+"""Which parameters are trained: presets and patterns over canonical names.
+
+`full` every parameter that requires grad; `norms` and `biases` by the kind of module and name; `last:N` the last N
+blocks and what follows them; `lora` adapter weights; `regex:PATTERN` a search in the names. `&` intersects: `norms&last:6`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+
+from zotune.errors import ConfigError
+
+_NORM = re.compile(r"norm", re.IGNORECASE)
+
+
+def select(model: nn.Module, scope: str = "full") -> list[str]:
+    """Canonical names of the parameters in `scope`, in the model's order. Raises ConfigError if there are none."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    chosen = set(named)
+    for part in scope.split("&"):
+        chosen &= _preset(model, named, part.strip())
+    if not chosen:
+        raise ConfigError(
+            f"scope {scope!r} selects no trainable parameter of {len(named)}. Remedy: check requires_grad and the names, "
+            f"such as {next(iter(named), 'none: every parameter is frozen')!r}."
+        )
+    return [name for name in named if name in chosen]
+
+
+def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[str]:
+    kind, _, argument = part.partition(":")
+    if part == "full":
+        return set(named)
+    if part == "norms":
+        return {name for name in named if is_norm(_owner(model, name))}
+    if part == "biases":
+        return {name for name in named if name.rpartition(".")[2] == "bias"}
+    if part == "lora":
+        return {name for name in named if "lora_" in name}
+    if kind == "last" and argument.isdigit() and int(argument) > 0:
+        return _last(model, named, int(argument))
+    if kind == "regex" and argument:
+        try:
+            return {name for name in named if re.search(argument, name)}
+        except re.error as error:
+            raise ConfigError(
+                f"scope {part!r} is not a regular expression: {error}. Remedy: correct the pattern."
+            ) from None
+    raise ConfigError(
+        f"unknown scope {part!r}. Remedy: full, norms, biases, last:N, lora or regex:PATTERN, joined by '&'."
+    )
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer: by its class name, which holds for every family's own RMSNorm too."""
+    return bool(_NORM.search(type(module).__name__))
+
+
+def decays(model: nn.Module, name: str) -> bool:
+    """Whether weight decay applies: to parameters of two or more dimensions that no norm owns (never to biases)."""
+    owner, leaf = _owner(model, name), name.rpartition(".")[2]
+    parameter: Tensor = getattr(owner, leaf)
+    return parameter.dim() >= 2 and not is_norm(owner)
+
+
+def blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    """The longest list of modules (the last of equals): the transformer blocks, with its name."""
+    lists = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    ]
+    return max(reversed(lists), key=lambda item: len(item[1])) if lists else None
+
+
+def _last(model: nn.Module, named: dict[str, nn.Parameter], count: int) -> set[str]:
+    found = blocks(model)
+    if found is None:
+        raise ConfigError(
+            "scope last:N needs a model with a list of blocks (nn.ModuleList). Remedy: use regex:PATTERN."
+        )
+    prefix, layers = found
+    if count > len(layers):
+        raise ConfigError(f"scope last:{count}, but {prefix} has {len(layers)} blocks. Remedy: a smaller N, or full.")
+    kept = tuple(f"{prefix}.{i}." for i in range(len(layers) - count, len(layers)))
+    chosen = {name for name in named if name.startswith(kept)}
+    for name in named:
+        if not name.startswith(f"{prefix}.") and not _in_embeddings(model, name, prefix):
+            chosen.add(name)
+    return chosen
+
+
+def _in_embeddings(model: nn.Module, name: str, blocks_name: str) -> bool:
+    """An embedding table, or a part of the input module around one (BERT's embedding norm): it comes before the blocks."""
+    owner = name.rpartition(".")[0]
+    if isinstance(model.get_submodule(owner), nn.Embedding):
+        return True
+    parent = owner.rpartition(".")[0]
+    holds_table = any(isinstance(child, nn.Embedding) for child in model.get_submodule(parent).children())
+    return holds_table and not blocks_name.startswith(f"{parent}." if parent else "")
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])

@@ -1,0 +1,136 @@
+"""Snapshots of tensors: they only bound the time of a replay, so losing one loses nothing.
+
+A snapshot is a folder `step-N` with `tensors.safetensors`, `meta.json` and, last, the marker `COMPLETE`
+with the sizes of the other two. A folder without the marker is no snapshot. torch is imported on use.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zotune.durable import json_line, sync_file, sync_folder, write_file
+from zotune.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TENSORS, META, MARKER = "tensors.safetensors", "meta.json", "COMPLETE"
+KEEP = 2
+
+_log = logging.getLogger(__name__)
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+    """Write snapshot `step` below `folder`, then delete all but the newest two complete ones.
+
+    Snapshots of later steps are deleted too: they belong to a course that was left. Raises RunError when the
+    disk refuses.
+    """
+    final = folder / f"step-{step:010d}"
+    aside = folder / f".step-{step:010d}.{os.getpid()}.tmp"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _write_tensors(aside / TENSORS, tensors)
+        write_file(aside / META, json_line(dict(meta)).encode())
+        sizes = {name: (aside / name).stat().st_size for name in (TENSORS, META)}
+        sync_folder(aside)
+        if final.exists():  # an unfinished one, or the same step again
+            _discard(final)
+        os.rename(aside, final)
+        sync_folder(folder)
+        write_file(final / MARKER, json.dumps(sizes).encode())
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise RunError(
+            f"the snapshot of step {step} cannot be written to {folder}: {error.strerror or error}. Remedy: "
+            f"free space there, then `zotune resume {folder.parent}`; the journal keeps every step."
+        ) from error
+    _prune(folder, step)
+    return final
+
+
+def latest(folder: Path, max_step: int) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """Step, tensors (on the CPU) and meta of the newest complete snapshot up to `max_step`; None without one.
+
+    Snapshots without their marker, or that cannot be read, are skipped with a warning in the log.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for step, path in sorted(_steps(folder).items(), reverse=True):
+        if step > max_step:
+            continue
+        problem = _incomplete(path)
+        if problem is None:
+            try:
+                meta = json.loads((path / META).read_bytes())
+                return step, load_file(path / TENSORS), meta
+            except (OSError, ValueError, SafetensorError) as error:
+                problem = str(error)
+        _log.warning("%s is skipped: %s", path, problem)
+    return None
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # The format refuses tensors that share storage; they are written as what they hold.
+        plain[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    try:
+        save_file(plain, path)
+    except SafetensorError as error:  # how the library reports a full disk
+        raise OSError(str(error)) from error
+    sync_file(path)
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    """The snapshot folders below `folder` by step, complete or not."""
+    if not folder.is_dir():
+        return {}
+    return {int(path.name[5:]): path for path in folder.glob("step-*") if path.name[5:].isdecimal()}
+
+
+def _incomplete(path: Path) -> str | None:
+    """Why a snapshot cannot be used; None for a complete one."""
+    try:
+        sizes = json.loads((path / MARKER).read_bytes())
+        for name in (TENSORS, META):
+            if (path / name).stat().st_size != sizes[name]:
+                return f"{name} does not have the size that {MARKER} tells"
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename).name}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {MARKER} cannot be read ({error})"
+    return None
+
+
+def _discard(path: Path) -> None:
+    """Delete a snapshot, its marker first: one that is half deleted must not look whole."""
+    (path / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _prune(folder: Path, newest: int) -> None:
+    """Delete what is not needed, only after `newest` is complete. A failure here harms nothing."""
+    steps = _steps(folder)
+    complete = sorted((s for s in steps if s <= newest and _incomplete(steps[s]) is None), reverse=True)
+    kept = set(complete[:KEEP])
+    for step, path in steps.items():
+        if step not in kept:
+            _discard(path)
+    for path in folder.glob(".step-*.tmp"):  # left by a killed writer; there is only one writer
+        shutil.rmtree(path, ignore_errors=True)

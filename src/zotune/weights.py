@@ -1,0 +1,34 @@
+"""The fingerprint of a set of weights, as docs/journal.md defines it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def weights_sha256(named: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the tensors in name order: for each its name, dtype, shape and raw little-endian bytes (hex)."""
+    digest = hashlib.sha256()
+    for name in sorted(named):
+        tensor = named[name].detach().to("cpu").contiguous()
+        shape = ",".join(str(size) for size in tensor.shape)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def base_sha256(model: nn.Module) -> str:
+    """SHA-256 over every parameter and persistent buffer of `model`; tied tensors count once."""
+    return weights_sha256(dict(_unique(model.state_dict(keep_vars=True).items())))
+
+
+def _unique(items: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in items:
+        if isinstance(tensor, Tensor) and (tensor.data_ptr(), tensor.shape) not in seen:
+            seen.add((tensor.data_ptr(), tensor.shape))
+            yield name, tensor

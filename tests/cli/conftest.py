@@ -1,0 +1,88 @@
+"""Stand-ins for the parts behind the command line, so that its tests need no model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from zotune.cli import main
+from zotune.journal import Journal
+from zotune.run import RunFolder
+
+
+@dataclass
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class Fakes:
+    """Stand-ins by name; each call is noted. `results` or an exception decide what they do."""
+
+    results: dict[str, Any] = field(default_factory=dict)
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """A function that notes its arguments and returns or raises what `results` holds."""
+
+        def fake(*arguments: Any, **named: Any) -> Any:
+            self.calls.append((name, arguments, named))
+            result = self.results.get(name, {})
+            if isinstance(result, BaseException):
+                raise result
+            return result(*arguments, **named) if callable(result) else result
+
+        return fake
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    """`zotune.train`, `zotune.demo.run` and `zotune.methods` replaced for one test."""
+    fakes = Fakes()
+    for module, names in {
+        "zotune.train": ("train", "resume", "replay", "evaluate_run", "log_rows"),
+        "zotune.demo.run": ("demo",),
+        "zotune.methods": ("table", "accepts"),
+    }.items():
+        stand_in = ModuleType(module)
+        for name in names:
+            setattr(stand_in, name, fakes.function(name))
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    monkeypatch.setitem(sys.modules, "zotune.demo", ModuleType("zotune.demo"))
+    row = {"arxiv": "2305.17333", "forwards_per_step": "2", "state": "none", "replayable": True}
+    fakes.results["table"] = [{"name": "mezo", **row}, {"name": "lozo", **row, "replayable": False}]
+    fakes.results["accepts"] = lambda method: {"law", "lr"} | ({"rank", "interval"} if method == "lozo" else set())
+    return fakes
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command line in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        assert isinstance(ended.value.code, int)
+        return Outcome(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run's folder with a config and an empty journal."""
+    config = "model: m\ntrain: train.jsonl\noutput_dir: run\ntemplate: '{{ text }} It was'\nlabel_words: [No, Yes]\n"
+    with RunFolder.create(tmp_path / "run", config) as folder:
+        Journal.create(folder.paths.journal, {}).close()
+    return tmp_path / "run"

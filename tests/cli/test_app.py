@@ -1,0 +1,70 @@
+"""The entry point: help without heavy imports, usage errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from zotune.cli.app import NAMES
+
+COMMANDS = ["demo", "train", "resume", "eval", "replay", "log", "methods"]
+
+
+def test_commands() -> None:
+    """The seven commands are there."""
+    assert NAMES == set(COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    """Help of every command works in a fresh process without heavy imports (typer itself uses pydantic)."""
+    script = (
+        "import sys\nfrom zotune.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as ended:\n    assert ended.code == 0, ended.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'yaml', 'jinja2', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: zotune" in done.stdout
+    if len(arguments) == 2:
+        assert "--json" in done.stdout
+
+
+def test_module_is_the_command() -> None:
+    """`python -m zotune` works and passes the exit code on."""
+    done = subprocess.run([sys.executable, "-m", "zotune", "no-such"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "zotune: No such command 'no-such'. Remedy: see `zotune --help`.\n"
+
+
+def test_without_arguments_help_is_shown(cli: Any) -> None:
+    """No command: the help, exit code 2."""
+    outcome = cli()
+    assert outcome.code == 2 and "Commands:" in outcome.stdout + outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'. Remedy: see `zotune --help`."),
+        (["resume"], "Missing argument 'RUN'. Remedy: see `zotune resume --help`."),
+        (["demo", "--seed", "x"], "Invalid value for '--seed'"),
+        (["train", "--learningrate", "1"], "No such option: --learningrate"),
+        (["log", "a", "b"], "unexpected extra argument"),
+    ],
+)
+def test_usage_errors_are_one_line(cli: Any, arguments: list[str], message: str) -> None:
+    """A usage error is one line with the remedy and exit code 2; --json repeats it on stdout."""
+    outcome = cli(*arguments)
+    assert outcome.code == 2 and outcome.stdout == ""
+    assert outcome.stderr.startswith("zotune: ") and outcome.stderr.count("\n") == 1
+    assert message in outcome.stderr and "Remedy: see `zotune" in outcome.stderr
+    as_json = cli(*arguments, "--json")
+    assert as_json.code == 2
+    assert as_json.stdout.count("\n") == 1 and message in json.loads(as_json.stdout)["error"]

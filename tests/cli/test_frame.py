@@ -1,0 +1,154 @@
+"""What all commands share: stdout is for JSON, errors are one line, signals end with their code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zotune import errors
+from zotune.cli import main
+from zotune.journal import Journal
+
+STOPPED = """
+import sys
+from pathlib import Path
+from types import ModuleType
+
+methods, train = ModuleType("zotune.methods"), ModuleType("zotune.train")
+methods.table = lambda: [{"name": "mezo"}]
+methods.accepts = lambda name: set()
+sys.modules["zotune.methods"], sys.modules["zotune.train"] = methods, train
+
+def body(config, watch):
+    from zotune.journal import Journal
+    from zotune.run import RunFolder
+    import time
+    with RunFolder.create(config.output_dir, config.to_yaml()) as folder:
+        if config.steps:
+            Journal.create(folder.paths.journal, {}).close()
+        print("working", flush=True)
+        time.sleep(60)
+
+train.train = body
+from zotune.cli import main
+main(sys.argv[1:])
+"""
+
+
+def result(*arguments: Any, **named: Any) -> dict[str, Any]:
+    """A command's result; a library prints meanwhile and the package logs."""
+    print("a library talks")
+    logging.getLogger("zotune.data").info("3 rows were cut")
+    return {"steps": 3, "loss": float("nan"), "run": Path("x")}
+
+
+def test_stdout_holds_one_json_object(cli: Any, fakes: Any, run_folder: Path) -> None:
+    """With --json stdout is one line; whatever is printed meanwhile goes to stderr."""
+    fakes.results["resume"] = result
+    outcome = cli("resume", run_folder, "--json")
+    assert outcome.code == 0
+    assert outcome.stdout.count("\n") == 1
+    assert json.loads(outcome.stdout) == {"steps": 3, "loss": "nan", "run": "x"}
+    assert outcome.stderr == "a library talks\n3 rows were cut\n"
+
+
+def test_words_go_to_stderr(cli: Any, fakes: Any, run_folder: Path) -> None:
+    """Without --json stdout stays empty and the result is said in words; a NaN is said."""
+    fakes.results["resume"] = result
+    outcome = cli("resume", run_folder)
+    assert (outcome.code, outcome.stdout) == (0, "")
+    assert outcome.stderr.endswith("steps  3\nloss   nan\nrun    x\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ConfigError,
+        errors.DataError,
+        errors.RunError,
+        errors.JournalError,
+        errors.NonFiniteLoss,
+        errors.UserError,
+    ],
+)
+def test_user_errors_are_one_line(cli: Any, fakes: Any, run_folder: Path, error: type[errors.UserError]) -> None:
+    """Each user error is one line, no traceback, with its own exit code."""
+    fakes.results["resume"] = error("the thing is wrong.\nRemedy: mend it.")
+    outcome = cli("resume", run_folder)
+    assert outcome.code == error.exit_code
+    assert (outcome.stdout, outcome.stderr) == ("", "zotune: the thing is wrong. Remedy: mend it.\n")
+    outcome = cli("resume", run_folder, "--json")
+    assert outcome.code == error.exit_code
+    assert json.loads(outcome.stdout.splitlines()[-1]) == {"error": "the thing is wrong.\nRemedy: mend it."}
+
+
+def test_a_bug_keeps_its_traceback(fakes: Any, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not the user's error is not dressed as one; --json still ends with an object."""
+    fakes.results["resume"] = ZeroDivisionError("bug")
+    with pytest.raises(ZeroDivisionError):
+        main(["resume", str(run_folder), "--json"])
+    assert json.loads(capsys.readouterr().out) == {"error": "ZeroDivisionError: bug"}
+
+
+def test_ctrl_c_in_process(cli: Any, fakes: Any, run_folder: Path) -> None:
+    """Ctrl-C gives 130 and the command that continues; the handlers of before are back."""
+    before = signal.getsignal(signal.SIGTERM), logging.getLogger("zotune").handlers[:]
+    fakes.results["resume"] = KeyboardInterrupt()
+    outcome = cli("resume", run_folder, "--json")
+    assert outcome.code == 130
+    assert f"continue with `zotune resume {run_folder}`" in outcome.stderr
+    assert "interrupted" in json.loads(outcome.stdout)["error"]
+    assert (signal.getsignal(signal.SIGTERM), logging.getLogger("zotune").handlers[:]) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("begun", [True, False])
+def test_signals(tmp_path: Path, number: signal.Signals, code: int, begun: bool) -> None:
+    """A signal ends the process with its code, gives the lock back and says how to go on."""
+    run = tmp_path / "a run"
+    flags = [
+        "--model",
+        "m",
+        "--train",
+        "t.jsonl",
+        "--output-dir",
+        str(run),
+        "--steps",
+        str(int(begun)),
+        "--json",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, "train", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None and process.stderr.readline() == "working\n"
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in stderr and stderr.count("\n") == 1
+    assert (f"zotune resume '{run}'" in stderr) == begun
+    assert list(json.loads(stdout)) == ["error"]
+    assert not (run / "lock").exists()
+    if begun:
+        Journal.append_to(run / "journal.zoj").close()
+
+
+def test_a_reader_that_is_gone(run_folder: Path) -> None:
+    """`zotune ... --json | head -0` ends without a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    script = "from zotune.cli.frame import print_json\nprint_json({'a': 1})"
+    done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,39 @@
+"""`zotune replay RUN [--verify] [--to DIR]`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULT = {
+    "steps": 5,
+    "weights_sha256": "ab",
+    "journal_bytes": 1,
+    "seconds": 0.1,
+    "recorded_sha256": "ab",
+    "verified": True,
+}
+
+
+def test_replay(cli: Any, fakes: Any, run_folder: Path, tmp_path: Path) -> None:
+    """The options reach `replay`; its result is printed."""
+    fakes.results["replay"] = RESULT
+    outcome = cli("replay", run_folder, "--verify", "--to", tmp_path / "out", "--json")
+    assert outcome.code == 0 and json.loads(outcome.stdout) == RESULT
+    (name, arguments, named) = fakes.calls[0]
+    assert (name, arguments) == ("replay", (run_folder,))
+    assert (named["verify"], named["to"]) == (True, tmp_path / "out")
+
+
+def test_defaults(cli: Any, fakes: Any, run_folder: Path) -> None:
+    """Nothing is verified or saved unless asked for."""
+    assert cli("replay", run_folder).code == 0
+    assert (fakes.calls[0][2]["verify"], fakes.calls[0][2]["to"]) == (False, None)
+
+
+def test_replay_needs_a_run(cli: Any, fakes: Any, tmp_path: Path) -> None:
+    """A folder without a journal is exit code 4 before anything heavy is imported."""
+    outcome = cli("replay", tmp_path, "--json")
+    assert outcome.code == 4 and "holds no run" in json.loads(outcome.stdout)["error"]
+    assert fakes.calls == []

@@ -1,0 +1,31 @@
+"""`zotune resume RUN`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def test_resume(cli: Any, fakes: Any, run_folder: Path) -> None:
+    """The run folder reaches `resume`; its result is printed."""
+    fakes.results["resume"] = {"steps": 5, "weights_sha256": "ab", "journal_bytes": 1, "seconds": 0.1}
+    outcome = cli("resume", run_folder, "--json")
+    assert json.loads(outcome.stdout) == fakes.results["resume"]
+    (name, arguments, _) = fakes.calls[0]
+    assert name == "resume" and arguments[0] == run_folder
+
+
+def test_resume_needs_a_run(cli: Any, fakes: Any, tmp_path: Path) -> None:
+    """A missing or empty folder is exit code 4 before anything heavy is imported."""
+    for path, message in ((tmp_path / "none", "is not a folder"), (tmp_path, "holds no run")):
+        outcome = cli("resume", path)
+        assert outcome.code == 4 and message in outcome.stderr
+    assert fakes.calls == []
+
+
+def test_resume_of_a_run_before_its_first_step(cli: Any, fakes: Any, run_folder: Path) -> None:
+    """A folder with a config and no journal is left to `resume`, which starts it anew."""
+    (run_folder / "journal.zoj").unlink()
+    assert cli("resume", run_folder).code == 0
+    assert fakes.calls[0][0] == "resume"

@@ -1,0 +1,86 @@
+"""read_rows: every format gives the same rows, and errors name file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zotune.data.files import read_rows
+from zotune.errors import DataError
+
+ROWS = [{"text": 'caffè, "quoted"', "label": "1"}, {"text": "two\u2028parts", "label": "0"}]
+FILES = {
+    "rows.jsonl": '{"text": "caffè, \\"quoted\\"", "label": "1"}\n{"text": "two\u2028parts", "label": "0"}\n',
+    "rows.json": '[{"text": "caffè, \\"quoted\\"", "label": "1"},\n{"text": "two\u2028parts", "label": "0"}]',
+    "rows.csv": 'text,label\n"caffè, ""quoted""",1\ntwo\u2028parts,0\n',
+    "rows.tsv": 'text\tlabel\ncaffè, "quoted"\t1\ntwo\u2028parts\t0\n',
+}
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    """A file with exactly these bytes."""
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("crlf", [False, True])
+@pytest.mark.parametrize("bom", [False, True])
+@pytest.mark.parametrize("blank", [False, True])
+def test_formats_agree(tmp_path: Path, name: str, crlf: bool, bom: bool, blank: bool) -> None:
+    """Line ends, a byte order mark and blank lines change nothing; a line separator inside text is text."""
+    content = FILES[name]
+    if blank and name != "rows.json":
+        content = "\n" + content.replace("\n", "\n\n") + "\n\n"
+    if crlf:
+        content = content.replace("\n", "\r\n")
+    assert read_rows(write(tmp_path, name, "\ufeff" * bom + content)) == ROWS
+
+
+def test_json_may_hold_lines(tmp_path: Path) -> None:
+    """A .json file of one object per line is read as such, and types are kept."""
+    assert read_rows(write(tmp_path, "a.json", '{"a": 1}\n{"a": null}\n')) == [{"a": 1}, {"a": None}]
+
+
+def test_csv_field_over_two_lines(tmp_path: Path) -> None:
+    """A quoted field may contain a line end."""
+    assert read_rows(write(tmp_path, "a.csv", 'a,b\n"x\ny",2\n')) == [{"a": "x\ny", "b": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", '{"a": 1}\n\n{"a": \n', "line 3: not JSON"),
+        ("a.jsonl", '{"a": 1}\n[2]\n', "line 2: a JSON list"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "line 2: not UTF-8"),
+        ("a.jsonl", b"\xff\xfe{\x00}\x00", "UTF-16"),
+        ("a.jsonl", "\n \n", "no rows"),
+        ("a.json", '[{"a": 1},\n{"a": }]', "line 2: not JSON"),
+        ("a.json", '[{"a": 1}, "b"]', "item 2: a JSON string"),
+        ("a.csv", "a,b\n1,2\n3\n", "line 3: 1 fields"),
+        ("a.csv", 'a,b\n1,"2\n3,4\n', "line 3"),
+        ("a.csv", "a,a\n1,2\n", "line 1: the header"),
+        ("a.csv", "a,b\n", "no rows"),
+        ("a.tsv", "a\tb\n1\t2\t3\n", "line 2: 3 fields"),
+        ("a.parquet", "x", "unknown suffix"),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path: Path, name: str, content: str | bytes, says: str) -> None:
+    """Each fault is one DataError with the path, the place and a remedy."""
+    path = write(tmp_path, name, content)
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    message = str(caught.value)
+    assert says in message and str(path) in message and "Remedy: " in message
+
+
+def test_no_file(tmp_path: Path) -> None:
+    """A missing path and a folder are told apart from an empty file."""
+    with pytest.raises(DataError, match="does not exist"):
+        read_rows(tmp_path / "none.jsonl")
+    folder = tmp_path / "folder.jsonl"
+    folder.mkdir()
+    with pytest.raises(DataError, match="cannot be read"):
+        read_rows(folder)
