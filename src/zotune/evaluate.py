@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import sqrt
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
 
 from zotune.errors import DataError
-from zotune.objective.base import Example, Objective, to_device
+from zotune.objective.base import Batch, Example, Objective, to_device
+
+# Entered around the forward of the batch with this index: reused activations, for one.
+Within = Callable[[int, Batch], AbstractContextManager[None]]
 
 # Two-sided 95 % point of the normal distribution.
 _Z = 1.959963984540054
@@ -33,8 +36,14 @@ class Evaluation:
     low: float | None
     high: float | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: loss, accuracy, examples, low, high."""
+        return {key: getattr(self, key) for key in ("loss", "accuracy", "examples", "low", "high")}
 
-def evaluate(model: nn.Module, objective: Objective, examples: Sequence[Example], batch_size: int) -> Evaluation:
+
+def evaluate(
+    model: nn.Module, objective: Objective, examples: Sequence[Example], batch_size: int, within: Within | None = None
+) -> Evaluation:
     """One forward per batch, batches of similar length, in eval mode; the modules' modes are restored.
 
     Raises DataError without examples. A loss that is not finite stays so in the mean.
@@ -49,8 +58,9 @@ def evaluate(model: nn.Module, objective: Objective, examples: Sequence[Example]
     total, correct = 0.0, None
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
-            batch = objective.collate([examples[i] for i in order[start : start + batch_size]])
-            losses, right = objective.judge(model, to_device(batch, device))
+            batch = to_device(objective.collate([examples[i] for i in order[start : start + batch_size]]), device)
+            with within(start, batch) if within is not None else nullcontext():
+                losses, right = objective.judge(model, batch)
             total += sum(losses.tolist())
             if right is not None:
                 correct = (correct or 0) + int(right.sum())

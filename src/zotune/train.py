@@ -1,4 +1,4 @@
-"""The training loop, and the other things one can do with a run: resume, replay, evaluate, list.
+"""The training loop: train and resume.
 
 A run is its base model, its config and its journal. Data order, directions and learning rates are functions of
 (seed, step), so a resumed run needs no other state; snapshots only shorten the way back.
@@ -8,128 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
-from torch import nn
 
-import zotune
 from zotune.config import TrainConfig
-from zotune.data.batching import make_units, units_of_step
-from zotune.errors import ConfigError, RunError
-from zotune.evaluate import Evaluation, evaluate
+from zotune.errors import RunError
 from zotune.journal import HashRecord, Journal, StepRecord
-from zotune.journal import read as read_journal
-from zotune.load import device_of, load_model, load_tokenizer, make_objective, read
-from zotune.methods import METHODS
-from zotune.objective.base import Batch, Example, to_device
 from zotune.optimizer import ZerothOrder
-from zotune.rebuild import apply, current_sha256, rebuild, scope_sha256
-from zotune.resolve import resolve
-from zotune.reuse import Reuse
+from zotune.rebuild import current_sha256
 from zotune.run import RunFolder, RunPaths
+from zotune.session import Session, check_same, config_of
 from zotune.watch import Watch
-from zotune.weights import base_sha256
-
-
-@final
-class Session:
-    """What one run works with, built from its config; nothing is written. `begin` adds what training needs."""
-
-    optimizer: ZerothOrder
-
-    def __init__(self, config: TrainConfig) -> None:
-        if config.method not in METHODS:
-            raise ConfigError(f"unknown method {config.method!r}. Remedy: one of {', '.join(METHODS)}.")
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.config = config
-        rows, self.train_sha256 = read(config.train)
-        eval_rows = read(config.eval)[0] if config.eval else None
-        tokenizer = load_tokenizer(config)
-        self.model: nn.Module = load_model(config)
-        self.device = device_of(config)
-        self.objective = make_objective(config, tokenizer, self.model)
-        # The training rows first: they fix which labels there are.
-        self.examples: list[Example] = self.objective.encode(rows)
-        self.eval_examples = self.objective.encode(eval_rows) if eval_rows is not None else None
-
-    def begin(self) -> Session:
-        """The optimizer on the base weights, the fixed batches, and the choices that the first batch decides."""
-        config = self.config
-        self.base_sha256 = base_sha256(self.model)
-        self.optimizer = self._optimizer()
-        self._lr = _schedule(self.optimizer, config)
-        size = config.micro_batch_size or config.batch_size
-        self.units = make_units(self.objective.lengths(self.examples), size, config.seed)
-        self.units_per_step = config.batch_size // size
-        self.reuse = Reuse(self.optimizer.perturber, config.reuse_mb << 20)
-        # Always the run's first batch and the base weights, so that a resumed run decides as the first one did.
-        first = units_of_step(len(self.units), self.units_per_step, config.seed, 0)[0]
-        batch, points = self.batch(first), self.optimizer.estimator.points(config.seed, 0)
-        self.reuse.prepare(self.objective, batch, points[0])
-        within = self.reuse.within(self.objective, batch, first)
-        self.optimizer.evaluator.decide(self.objective, batch, points, within)
-        return self
-
-    def _optimizer(self) -> ZerothOrder:
-        c = self.config
-        given = {key: value for key, value in (("lr", c.lr), ("eps", c.eps)) if value is not None}
-        options = {
-            "scope": c.scope,
-            "weight_decay": c.weight_decay,
-            "lanes": c.lanes,
-            "seed": c.seed,
-            "queries": c.queries,
-        }
-        return METHODS[c.method].build(self.model, **given, **options, **c.method_args)
-
-    def batch(self, unit: int) -> Batch:
-        """One unit of evaluation: always the same examples, in the same order."""
-        return to_device(self.objective.collate([self.examples[i] for i in self.units[unit]]), self.device)
-
-    def step(self) -> None:
-        """One optimizer step at the optimizer's own step number."""
-        step = self.optimizer.steps
-        for group, lr in zip(self.optimizer.param_groups, self._lr(step), strict=True):
-            group["lr"] = lr
-        for unit in units_of_step(len(self.units), self.units_per_step, self.config.seed, step):
-            batch = self.batch(unit)
-            self.optimizer.estimate(self.objective, batch, within=self.reuse.within(self.objective, batch, unit))
-        self.optimizer.step()
-
-    def evaluate(self) -> Evaluation | None:
-        """On the held-out rows, where there are any."""
-        if self.eval_examples is None:
-            return None
-        return evaluate(self.model, self.objective, self.eval_examples, self.config.eval_batch_size)
-
-    def header(self) -> dict[str, Any]:
-        """The journal's header."""
-        own = self.optimizer.header()
-        names = [parameter["name"] for parameter in own["parameters"]]
-        return {
-            "zotune": zotune.__version__,
-            "torch": torch.__version__,
-            **own,
-            "scope_sha256": scope_sha256(self.model, names),
-            "base_sha256": self.base_sha256,
-            "train_sha256": self.train_sha256,
-        }
-
-
-def _schedule(optimizer: ZerothOrder, config: TrainConfig) -> Callable[[int], list[float]]:
-    """The learning rate of each group as a function of the step: transformers' schedules, without their counters."""
-    from transformers import get_scheduler
-
-    kind = config.lr_schedule
-    if kind == "constant" and config.warmup_steps:
-        kind = "constant_with_warmup"  # type: ignore[assignment]
-    scheduler: Any = get_scheduler(kind, optimizer, config.warmup_steps, config.steps)
-    base = [float(group["initial_lr"]) for group in optimizer.param_groups]
-    return lambda step: [lr * float(of(step)) for lr, of in zip(base, scheduler.lr_lambdas, strict=True)]
 
 
 def train(config: TrainConfig, watch: Watch) -> dict[str, Any]:
@@ -156,11 +47,10 @@ def resume(run: str | Path, watch: Watch) -> dict[str, Any]:
     paths = RunPaths(run)
     if paths.config.exists() and not paths.journal.exists():
         watch.say("The run was stopped before its first step: it starts anew.")
-        paths.metrics.unlink(missing_ok=True)
-        return train(_config(paths), watch)
+        return train(config_of(paths), watch)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
-        session = Session(_config(paths)).begin()
-        _same(journal.header, session.header(), paths)
+        session = Session(config_of(paths)).begin()
+        check_same(journal.header, session.header(), paths)
         _say(session, watch)
         _catch_up(session, folder, journal, watch)
         return _loop(session, folder, journal, watch)
@@ -249,65 +139,26 @@ def _due(session: Session, step: int) -> bool:
 def _evaluate(session: Session, folder: RunFolder, watch: Watch) -> None:
     found = session.evaluate()
     step = session.optimizer.steps
-    values = {} if found is None else _plain(found)
+    values = {} if found is None else found.as_dict()
     folder.log_metrics({"step": step, "eval": values})
     if found is not None:
         watch.eval(step, {key: value for key, value in values.items() if value is not None})
 
 
-def _plain(found: Evaluation) -> dict[str, Any]:
-    keys = ("loss", "accuracy", "examples", "low", "high")
-    return {key: getattr(found, key) for key in keys}
-
-
 def _before_and_after(folder: RunFolder) -> dict[str, Any]:
-    rows = [row for row in folder.cut_metrics(2**32) if row.get("eval")]
+    """`accuracy_before`, `accuracy_after`, and so on for loss and interval, from the first and the last evaluation."""
+    rows = [row["eval"] for row in folder.cut_metrics(2**32) if row.get("eval")]
     if not rows:
         return {}
-    first, last = rows[0]["eval"], rows[-1]["eval"]
-    return {
-        f"{key}_{when}": of[key] for key in ("accuracy", "loss") for when, of in (("before", first), ("after", last))
-    }
+    keys = ("accuracy", "loss", "low", "high")
+    both = {f"{key}_{when}": found[key] for key in keys for when, found in (("before", rows[0]), ("after", rows[-1]))}
+    return both | {"eval_examples": rows[-1]["examples"]}
 
 
 def _put(optimizer: ZerothOrder, tensors: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for target in optimizer.perturber.targets():
             target.data.copy_(tensors[target.name])
-
-
-def _config(paths: RunPaths) -> TrainConfig:
-    """The run's own config; the folder may have been moved since."""
-    return resolve({"output_dir": paths.folder}, paths.config)
-
-
-def _same(recorded: dict[str, Any], now: dict[str, Any], paths: RunPaths) -> None:
-    """Refuses to continue a run on another base model, other data or other settings than it began with."""
-    said = {
-        "base_sha256": "the base model's weights have changed",
-        "train_sha256": "the training rows have changed",
-        "scope_sha256": "the initial weights in scope have changed",
-        "stream": "this version draws another noise stream",
-    }
-    for key in (
-        "stream",
-        "base_sha256",
-        "train_sha256",
-        "method",
-        "arguments",
-        "seed",
-        "parameters",
-        "groups",
-        "scope_sha256",
-    ):
-        if recorded.get(key) != now.get(key):
-            what = said.get(
-                key, f"{key} in {paths.config.name} is not the run's: {now.get(key)} for {recorded.get(key)}"
-            )
-            raise RunError(
-                f"{paths.folder} cannot continue: {what} since the run began. "
-                "Remedy: restore what it began with, or start another run."
-            )
 
 
 def _say(session: Session, watch: Watch) -> None:
@@ -330,63 +181,3 @@ def _say(session: Session, watch: Watch) -> None:
             "run": str(config.output_dir),
         }
     )
-
-
-def replay(run: str | Path, verify: bool, watch: Watch, to: Path | None = None) -> dict[str, Any]:
-    """Rebuild a run's weights from base model and journal, without data; with `verify`, RunError unless the hash is the
-    recorded one. `to` is a folder that gets the model in Hugging Face format."""
-    begun = time.perf_counter()
-    paths = RunPaths(run).check()
-    config = _config(paths)
-    header, records, _ = read_journal(paths.journal)
-    model = load_model(config)
-    optimizer = rebuild(header, model)
-    if header.get("base_sha256") not in (None, base_sha256(model)):
-        raise RunError(f"the base model {config.model} has changed since the run began. Remedy: restore it.")
-    found = apply(optimizer, records)
-    if verify and not found["verified"]:
-        known = found["recorded_sha256"]
-        raise RunError(
-            f"{paths.folder}: the replayed weights hash to {found['weights_sha256'][:16]}..., "
-            + (f"the journal recorded {known[:16]}..." if known else "but the journal has no hash of its last step")
-            + f" Remedy: `zotune resume {paths.folder}` finishes a run; else check base model and version."
-        )
-    if to is not None:
-        model.save_pretrained(to)  # type: ignore[operator]
-        load_tokenizer(config).save_pretrained(to)
-    result = {**found, "journal_bytes": paths.journal.stat().st_size, "seconds": time.perf_counter() - begun}
-    return result if found["recorded_sha256"] else {**result, "verified": False}
-
-
-def evaluate_run(config: TrainConfig, run: str | Path | None, watch: Watch) -> dict[str, Any]:
-    """Accuracy and loss on `config.eval`: of the weights that a run's journal leads to, or of the bare model.
-
-    `config` is the run's own, with other evaluation rows perhaps. The run folder is only read.
-    """
-    session, steps = Session(config), 0
-    if run is not None:
-        paths = RunPaths(run).check()
-        header, records, torn = read_journal(paths.journal)
-        if torn:
-            watch.say(f"The journal ends in {torn} bytes of an unfinished record; they are left out.")
-        steps = apply(rebuild(header, session.model), records)["steps"]
-    found = session.evaluate()
-    if found is None:
-        raise ConfigError("there are no rows to evaluate on. Remedy: --eval FILE.")
-    watch.eval(steps, {key: value for key, value in _plain(found).items() if value is not None})
-    return _plain(found) | {"steps": steps}
-
-
-def log_rows(run: str | Path) -> Sequence[dict[str, Any]]:
-    """The journal as rows: step, lr, losses, their mean, and the projected gradient of the first probe."""
-    header, records, _ = read_journal(RunPaths(run).check().journal)
-    rows = []
-    eps, queries = header["arguments"].get("eps"), header["arguments"].get("queries", 1)
-    for record in records:
-        if isinstance(record, StepRecord):
-            row: dict[str, Any] = {"step": record.step, "lr": record.lrs[0], "losses": list(record.losses)}
-            row["loss"] = math.fsum(record.losses) / len(record.losses)
-            if eps and len(record.losses) == 2 * queries:
-                row["projected_gradient"] = (record.losses[0] - record.losses[1]) / (2 * eps * queries)
-            rows.append(row)
-    return rows

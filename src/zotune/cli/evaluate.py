@@ -32,7 +32,7 @@ def command(
 
     def body(session: Session) -> dict[str, Any]:
         config = config_of(run, values_of(given))
-        from zotune.train import evaluate_run
+        from zotune.revisit import evaluate_run
 
         return evaluate_run(config, run, session.watch)
 

@@ -16,7 +16,7 @@ def command(run: RunArgument, as_json: Json = False) -> None:
 
     def body(session: Session) -> Sequence[dict[str, Any]]:
         RunPaths(run).check()
-        from zotune.train import log_rows
+        from zotune.revisit import log_rows
 
         return log_rows(run)
 

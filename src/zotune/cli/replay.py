@@ -23,7 +23,7 @@ def command(
 
     def body(session: Session) -> dict[str, Any]:
         RunPaths(run).check()
-        from zotune.train import replay
+        from zotune.revisit import replay
 
         return replay(run, verify=verify, to=to, watch=session.watch)
 

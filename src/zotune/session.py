@@ -1,0 +1,162 @@
+"""What a run works with, built from its config: model, data, optimizer, fixed batches. Nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import torch
+from torch import nn
+
+import zotune
+from zotune.config import TrainConfig
+from zotune.data.batching import make_units, units_of_step
+from zotune.errors import ConfigError, RunError
+from zotune.evaluate import Evaluation, evaluate
+from zotune.load import device_of, load_model, load_tokenizer, make_objective, read
+from zotune.methods import METHODS
+from zotune.objective.base import Batch, Example, to_device
+from zotune.optimizer import ZerothOrder
+from zotune.rebuild import scope_sha256
+from zotune.resolve import resolve
+from zotune.reuse import Reuse
+from zotune.run import RunPaths
+from zotune.weights import base_sha256
+
+
+@final
+class Session:
+    """What one run works with, built from its config; nothing is written. `begin` adds what training needs."""
+
+    optimizer: ZerothOrder
+
+    def __init__(self, config: TrainConfig) -> None:
+        if config.method not in METHODS:
+            raise ConfigError(f"unknown method {config.method!r}. Remedy: one of {', '.join(METHODS)}.")
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.config = config
+        rows, self.train_sha256 = read(config.train)
+        eval_rows = read(config.eval)[0] if config.eval else None
+        tokenizer = load_tokenizer(config)
+        self.model: nn.Module = load_model(config)
+        self.device = device_of(config)
+        self.objective = make_objective(config, tokenizer, self.model)
+        # The training rows first: they fix which labels there are.
+        self.examples: list[Example] = self.objective.encode(rows)
+        self.eval_examples = self.objective.encode(eval_rows) if eval_rows is not None else None
+
+    def begin(self) -> Session:
+        """The optimizer on the base weights, the fixed batches, and the choices that the first batch decides."""
+        config = self.config
+        self.base_sha256 = base_sha256(self.model)
+        self.optimizer = self._optimizer()
+        self._lr = _schedule(self.optimizer, config)
+        size = config.micro_batch_size or config.batch_size
+        self.units = make_units(self.objective.lengths(self.examples), size, config.seed)
+        self.units_per_step = config.batch_size // size
+        self.reuse = Reuse(self.optimizer.perturber, config.reuse_mb << 20)
+        # Always the run's first batch and the base weights, so that a resumed run decides as the first one did.
+        first = units_of_step(len(self.units), self.units_per_step, config.seed, 0)[0]
+        batch, points = self.batch(first), self.optimizer.estimator.points(config.seed, 0)
+        self.reuse.prepare(self.objective, batch, points[0])
+        within = self.reuse.within(self.objective, batch, first)
+        self.optimizer.evaluator.decide(self.objective, batch, points, within)
+        return self
+
+    def _optimizer(self) -> ZerothOrder:
+        c = self.config
+        given = {key: value for key, value in (("lr", c.lr), ("eps", c.eps)) if value is not None}
+        options = {
+            "scope": c.scope,
+            "weight_decay": c.weight_decay,
+            "lanes": c.lanes,
+            "seed": c.seed,
+            "queries": c.queries,
+        }
+        return METHODS[c.method].build(self.model, **given, **options, **c.method_args)
+
+    def batch(self, unit: int) -> Batch:
+        """One unit of evaluation: always the same examples, in the same order."""
+        return to_device(self.objective.collate([self.examples[i] for i in self.units[unit]]), self.device)
+
+    def step(self) -> None:
+        """One optimizer step at the optimizer's own step number."""
+        step = self.optimizer.steps
+        for group, lr in zip(self.optimizer.param_groups, self._lr(step), strict=True):
+            group["lr"] = lr
+        for unit in units_of_step(len(self.units), self.units_per_step, self.config.seed, step):
+            batch = self.batch(unit)
+            self.optimizer.estimate(self.objective, batch, within=self.reuse.within(self.objective, batch, unit))
+        self.optimizer.step()
+
+    def evaluate(self) -> Evaluation | None:
+        """On the held-out rows, where there are any."""
+        if self.eval_examples is None:
+            return None
+        within = self._within if hasattr(self, "reuse") else None
+        return evaluate(self.model, self.objective, self.eval_examples, self.config.eval_batch_size, within)
+
+    def _within(self, index: int, batch: Batch) -> AbstractContextManager[None]:
+        """Evaluation skips the blocks below the scope too: they stay what they were."""
+        return self.reuse.within(self.objective, batch, ("eval", index))(1)
+
+    def header(self) -> dict[str, Any]:
+        """The journal's header."""
+        own = self.optimizer.header()
+        names = [parameter["name"] for parameter in own["parameters"]]
+        return {
+            "zotune": zotune.__version__,
+            "torch": torch.__version__,
+            **own,
+            "scope_sha256": scope_sha256(self.model, names),
+            "base_sha256": self.base_sha256,
+            "train_sha256": self.train_sha256,
+        }
+
+
+def _schedule(optimizer: ZerothOrder, config: TrainConfig) -> Callable[[int], list[float]]:
+    """The learning rate of each group as a function of the step: transformers' schedules, without their counters."""
+    from transformers import get_scheduler
+
+    kind = config.lr_schedule
+    if kind == "constant" and config.warmup_steps:
+        kind = "constant_with_warmup"  # type: ignore[assignment]
+    scheduler: Any = get_scheduler(kind, optimizer, config.warmup_steps, config.steps)
+    base = [float(group["initial_lr"]) for group in optimizer.param_groups]
+    return lambda step: [lr * float(of(step)) for lr, of in zip(base, scheduler.lr_lambdas, strict=True)]
+
+
+def config_of(paths: RunPaths) -> TrainConfig:
+    """The run's own config; the folder may have been moved since."""
+    return resolve({"output_dir": paths.folder}, paths.config)
+
+
+def check_same(recorded: dict[str, Any], now: dict[str, Any], paths: RunPaths) -> None:
+    """Refuses to continue a run on another base model, other data or other settings than it began with."""
+    said = {
+        "base_sha256": "the base model's weights have changed",
+        "train_sha256": "the training rows have changed",
+        "scope_sha256": "the initial weights in scope have changed",
+        "stream": "this version draws another noise stream",
+    }
+    for key in (
+        "stream",
+        "base_sha256",
+        "train_sha256",
+        "method",
+        "arguments",
+        "seed",
+        "parameters",
+        "groups",
+        "scope_sha256",
+    ):
+        if recorded.get(key) != now.get(key):
+            what = said.get(
+                key, f"{key} in {paths.config.name} is not the run's: {now.get(key)} for {recorded.get(key)}"
+            )
+            raise RunError(
+                f"{paths.folder} cannot continue: {what} since the run began. "
+                "Remedy: restore what it began with, or start another run."
+            )
