@@ -31,7 +31,7 @@ format: $(VENV)/.installed-dev  ## apply the lint fixes and the format
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev  ## run every script of bench/
-	@set -e; for script in $(wildcard bench/[a-z]*.py); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out bench/common.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(VENV)/.installed-docs  ## build docs/_build/html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Only the user's own flag may let a model's code run: never a file that may come from someone else's run.
 NEVER_FROM_FILE = ("trust_remote_code",)
+# Where things lie and what computes them: a run may be moved. All other options stay what the run began with.
+PLACES = ("model", "train", "eval", "output_dir", "device", "threads", "trust_remote_code")
 
 
 @final
@@ -104,6 +106,10 @@ class TrainConfig:
             name: str(value) if isinstance(value, Path) else value
             for name, value in ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         }
+
+    def course(self) -> dict[str, Any]:
+        """The options that decide what a run computes: all but PLACES."""
+        return {name: value for name, value in self.as_dict().items() if name not in PLACES}
 
     def to_yaml(self) -> str:
         """All options as YAML that `read_file` takes again. What no file may set is left out."""

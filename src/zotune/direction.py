@@ -8,8 +8,9 @@ bits, however often and in whatever order they are asked for. What it learns fro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 from typing import Literal, final
 
 import torch
@@ -37,6 +38,14 @@ class Target:
         rows = self.data.shape[0] if self.data.dim() else 1
         return rows, self.data.numel() // max(rows, 1)
 
+    def slices(self, limit: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of consecutive slices of about `limit` elements: whole rows, whole blocks of the stream."""
+        rows, columns = self.matrix_shape
+        aligned = 128 // gcd(columns, 128)  # rows whose elements fill whole blocks
+        step = max(aligned, limit // max(columns, 1) // aligned * aligned) * columns
+        for start in range(0, rows * columns, max(step, 1)):
+            yield start, min(start + step, rows * columns)
+
 
 @final
 @dataclass(frozen=True)
@@ -54,6 +63,13 @@ class Direction(ABC):
     def prepare(self, targets: Sequence[Target]) -> None:  # noqa: B027 - most directions have nothing to prepare
         """Called once, with the initial weights, before the first draw."""
 
+    def state(self) -> dict[str, float]:
+        """What `prepare` learned from the initial weights: a run continued from later weights must be given it."""
+        return {}
+
+    def load_state(self, state: dict[str, float]) -> None:  # noqa: B027 - most directions have no state
+        """Take back what `state` returned."""
+
     @abstractmethod
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         """z of the elements `start:stop` of the flattened parameter, (stop - start,) float32 (or wider)."""
@@ -69,7 +85,7 @@ class Direction(ABC):
         return None
 
     def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
-        """`w + s * z[start:start + len(w)]` for each scale, (len(w),) in `w.dtype`, rounded as `kernels.add_scaled` does."""
+        """`w + s * z[start:start + len(w)]` for each scale, (len(w),) in `w.dtype`, rounded as by `kernels.add_scaled`."""
         z = self.block(target, key, start, start + w.numel())
         return [kernels.add_scaled(w, z, scale) for scale in scales]
 
@@ -183,23 +199,22 @@ class LowRank(Direction):
             return self._u.draw(key, target.name, target.data.device)[start:stop]
         columns = target.matrix_shape[1]
         first, last = start // columns, -(-stop // columns)
-        z = self._product(factors.u[first:last], factors)
+        z = kernels.low_rank(factors.u[first:last], factors.v, factors.scale)
         return z.flatten()[start - first * columns : stop - first * columns]
 
     def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
         factors = self.factors(target, key)
         if factors is None:
             return self._u.draw(key, target.name, target.data.device)[rows].unsqueeze(1)
-        return self._product(factors.u[rows], factors)
+        return kernels.low_rank(factors.u[rows], factors.v, factors.scale)
 
-    def _product(self, u: Tensor, factors: Factors) -> Tensor:
-        # Term by term, in order: a matrix product may sum in another order on another machine or slice.
-        wide = torch.float64 if u.dtype == torch.float64 else torch.float32
-        u, v = u.to(wide), factors.v.to(wide)
-        z = u[:, :1] * v[:, 0]
-        for r in range(1, self.rank):
-            z += u[:, r : r + 1] * v[:, r]
-        return z.mul_(factors.scale)
+    def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
+        factors, columns = self.factors(target, key), target.matrix_shape[1]
+        if factors is None or start % columns or w.numel() % columns:
+            return super().add(target, key, start, w, scales)
+        u = factors.u[start // columns : (start + w.numel()) // columns]
+        sums = kernels.add_low_rank(w.view(-1, columns), u, factors.v, factors.scale, scales, target.fast)
+        return [each.flatten() for each in sums]
 
     def state_elements(self, targets: Sequence[Target]) -> int:
         return self._u.elements + self._v.elements

@@ -8,7 +8,6 @@ everything that treats examples independently. `RULES` is the table that `pertur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd
 from typing import Any
 
 import torch
@@ -25,10 +24,12 @@ from zotune.lazy import (
     LaneUnsupported,
     Perturbed,
     Rule,
+    alone,
     map_lanes,
     name_of,
     take,
     tensors_in,
+    writes,
 )
 
 # A matrix larger than this is perturbed a block of rows at a time, so that scratch memory stays small.
@@ -46,12 +47,15 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     x, weight, bias = _bind(("input", "weight", "bias"), args, kwargs)
     if isinstance(x, LaneTensor):
-        raise LaneUnsupported(f"linear takes {x.known_as} as its input")
+        if lanes.count > 1:
+            raise LaneUnsupported(f"linear takes {x.known_as} as its input")
+        result: Tensor = alone(func, args, kwargs)
+        return result
     inputs = lanes.split(x, "linear")
     biases = _lane_values(bias, lanes)
     factors = weight.factors() if isinstance(weight, Perturbed) else None
     if factors is not None:
-        y = F.linear(x, weight.target.data, None if isinstance(bias, LaneTensor) else bias)
+        y: Tensor = F.linear(x, weight.target.data, None if isinstance(bias, LaneTensor) else bias)
         _add_low_rank(lanes, y, x, factors, transposed=False)
         if isinstance(bias, LaneTensor):
             for part, lane_bias in zip(lanes.split(y, "linear"), biases, strict=True):
@@ -61,14 +65,11 @@ def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwarg
         weights = _lane_values(weight, lanes)
         return _join([F.linear(i, w, b) for i, w, b in zip(inputs, weights, biases, strict=True)])
     rows, columns = weight.target.matrix_shape
-    step = max(1, _BLOCK // columns)
-    aligned = 128 // gcd(columns, 128)  # rows whose elements fill whole blocks of the stream
-    step = max(aligned, step // aligned * aligned)
     y = x.new_empty(*x.shape[:-1], rows)
     outputs = lanes.split(y, "linear")
-    for first in range(0, rows, step):
-        last = min(rows, first + step)
-        flats = weight.slice(first * columns, last * columns)
+    for start, stop in weight.target.slices(_BLOCK):
+        first, last = start // columns, stop // columns
+        flats = weight.slice(start, stop)
         for out, i, flat, b in zip(outputs, inputs, flats, biases, strict=True):
             out[..., first:last] = F.linear(i, flat.view(last - first, columns), None if b is None else b[first:last])
     return y
@@ -89,29 +90,37 @@ def _add_low_rank(lanes: Lanes, y: Tensor, x: Tensor, factors: list[Factors], tr
 
 def _matmul(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """`x @ w`, the activation first."""
-    x, weight = args
-    if isinstance(weight, Perturbed) and not isinstance(x, LaneTensor) and weight.dim() == 2:
-        factors = weight.factors()
-        if factors is not None:
-            lanes.split(x, "matmul")
-            y = torch.matmul(x, weight.target.data)
-            _add_low_rank(lanes, y, x, factors, transposed=True)
-            return y
-    result: Tensor = _chunked(0)(lanes, func, args, kwargs)
-    return result
+    factors = _second_factors(args, kwargs) if len(args) == 2 else None
+    if factors is None:
+        result: Tensor = _chunked(0)(lanes, func, args, kwargs)
+        return result
+    return _thin_matmul(lanes, "matmul", factors, *args)
 
 
 def _addmm(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """`bias + x @ w` (GPT-2's linear layer)."""
-    bias, x, weight = args
-    factors = weight.factors() if isinstance(weight, Perturbed) and not kwargs else None
-    if factors is None or isinstance(x, LaneTensor):
+    factors = _second_factors(args[1:], kwargs) if len(args) == 3 else None
+    if factors is None:
         result: Tensor = _chunked(1)(lanes, func, args, kwargs)
-    return result
+        return result
+    y = _thin_matmul(lanes, "addmm", factors, *args[1:])
+    for part, lane_bias in zip(lanes.split(y, "addmm"), _lane_values(args[0], lanes), strict=True):
+        part += lane_bias
+    return y
+
+
+def _second_factors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Factors] | None:
+    """The low-rank form of the second factor of `x @ w`, where the short way through it holds."""
+    x, weight = args
+    if kwargs or isinstance(x, LaneTensor) or not isinstance(weight, Perturbed) or weight.dim() != 2 or x.dim() < 2:
+        return None
+    return weight.factors()
+
+
+def _thin_matmul(lanes: Lanes, what: str, factors: list[Factors], x: Tensor, weight: Perturbed) -> Tensor:
+    lanes.split(x, what)
     y = torch.matmul(x, weight.target.data)
     _add_low_rank(lanes, y, x, factors, transposed=True)
-    for part, lane_bias in zip(lanes.split(y, "addmm"), _lane_values(bias, lanes), strict=True):
-        part += lane_bias
     return y
 
 
@@ -120,9 +129,10 @@ def _embedding(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kw
     ids, weight, _, max_norm = _bind(("input", "weight", "padding_idx", "max_norm"), args, kwargs)
     if max_norm is not None:
         raise UserError(
-            f"embedding with max_norm rewrites {weight.known_as} in the forward pass. Remedy: leave it out of the scope."
+            f"embedding with max_norm rewrites {weight.known_as} in the forward pass. "
+            "Remedy: leave it out of the scope."
         )
-    stacked = lanes.count == 1 or lanes.stacked(ids)
+    stacked = lanes.count == 1 or _same_in_all(lanes, ids)
     if isinstance(weight, Perturbed):
         unique, ids = torch.unique(ids, return_inverse=True)
         tables = _rows(lanes, weight, unique)
@@ -131,10 +141,12 @@ def _embedding(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kw
     if stacked:
         return _join([F.embedding(i, table) for i, table in zip(lanes.split(ids, "embedding"), tables, strict=True)])
     lanes.trace.append("embedding shared by all examples")
-    parts = [F.embedding(ids, table) for table in tables]
-    if ids.dim() and ids.shape[0] == 1:  # position ids of one row: stack them like the activations they are added to
-        return torch.cat([part.expand(lanes.rows, *part.shape[1:]) for part in parts])
-    return Derived(parts, weight)
+    return Derived([F.embedding(ids, table) for table in tables], weight)
+
+
+def _same_in_all(lanes: Lanes, ids: Tensor) -> bool:
+    """Whether ids are stacked lane by lane: each lane then reads the same ones. Tells T x T positions from B x T ids."""
+    return lanes.stacked(ids) and all(torch.equal(part, ids[: len(part)]) for part in ids.chunk(lanes.count))
 
 
 def _rows(lanes: Lanes, weight: Perturbed, unique: Tensor) -> list[Tensor]:
@@ -153,12 +165,16 @@ def _chunked(position: int) -> Callable[..., Any]:
     """The rule of an operation that treats examples independently: cut the activation, call per lane, join."""
 
     def rule(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if lanes.count == 1:
+            return alone(func, args, kwargs)
+        if len(args) <= position:
+            raise LaneUnsupported(f"{name_of(func)} takes its input by keyword")
         activation = args[position]
         plain = [t for t in tensors_in((args, kwargs)) if not isinstance(t, LaneTensor)]
         if isinstance(activation, LaneTensor):
-            if plain and lanes.count > 1:
+            if plain:
                 raise LaneUnsupported(f"{name_of(func)} takes {activation.known_as} as its input")
-            return map_lanes(func, args, kwargs, activation) if lanes.count > 1 else func(*take(args, 0), **kwargs)
+            return map_lanes(func, args, kwargs, activation)
         parts = []
         for lane, part in enumerate(lanes.split(activation, name_of(func))):
             now = [part if i == position else take(arg, lane) for i, arg in enumerate(args)]
@@ -170,6 +186,8 @@ def _chunked(position: int) -> Callable[..., Any]:
 
 def _elementwise(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`x * w`, `w + x`, `where(x, w, 0)`: parameters broadcast over the examples of the activations."""
+    if lanes.count == 1:
+        return alone(func, args, kwargs)
     found = [t for t in tensors_in((args, kwargs)) if t.dim()]
     lead = max((t.dim() for t in found), default=0)
     cut = [
@@ -178,24 +196,27 @@ def _elementwise(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], 
         if isinstance(t, Tensor) and not isinstance(t, LaneTensor) and t.dim() == lead > 0 and t.shape[0] != 1
     ]
     for t in found:
-        if lanes.count > 1 and cut and isinstance(t, LaneTensor) and t.dim() == lead and t.shape[0] != 1:
+        if cut and isinstance(t, LaneTensor) and t.dim() == lead and t.shape[0] != 1:
             raise LaneUnsupported(f"{name_of(func)} on {t.known_as}: which dimension holds the examples is unclear")
-    if lanes.count == 1 or not cut:
+    if not cut:
         source = next(t for t in tensors_in((args, kwargs)) if isinstance(t, LaneTensor))
-        if lanes.count > 1:
-            return map_lanes(func, args, kwargs, source)
-        return func(*take(args, 0), **{key: take(value, 0) for key, value in kwargs.items()})
+        if writes(func):
+            raise LaneUnsupported(f"{name_of(func)} of {source.known_as} into a tensor that all lanes share")
+        return map_lanes(func, args, kwargs, source)
     pieces = {i: lanes.split(args[i], name_of(func)) for i in cut}
     parts = []
     for lane in range(lanes.count):
         now = [pieces[i][lane] if i in pieces else take(arg, lane) for i, arg in enumerate(args)]
         parts.append(func(*now, **{key: take(value, lane) for key, value in kwargs.items()}))
-    return args[0] if name_of(func) in _IN_PLACE else _join(parts)
+    return args[0] if writes(func) else _join(parts)
 
 
 def _attention(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Attention whose mask carries a learned bias (T5): queries, keys and values are cut, the mask is per lane."""
     query, key, value = (_bind(("query", "key", "value"), args, kwargs)[i] for i in range(3))
+    if lanes.count == 1:
+        result: Tensor = alone(func, args, kwargs)
+        return result
     if any(isinstance(x, LaneTensor) for x in (query, key, value)):
         raise LaneUnsupported(f"attention takes {next(tensors_in(args)).shape} of a parameter as its input")
     rest = {k: v for k, v in kwargs.items() if k not in ("query", "key", "value")}
@@ -206,7 +227,6 @@ def _attention(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kw
     return _join(parts)
 
 
-_IN_PLACE = ("add_", "mul_", "sub_", "__iadd__", "__imul__", "__isub__")
 _T = torch.Tensor
 RULES: dict[Any, Rule] = {
     F.linear: _linear,

@@ -79,11 +79,7 @@ class LaneTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in _METADATA:
@@ -92,12 +88,8 @@ class LaneTensor(torch.Tensor):
         return _apply(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         # Reached only by code that bypasses __torch_function__ (C++ callers); detach is how torch wraps its own calls.
         return _apply(func, args, kwargs or {})
@@ -151,7 +143,7 @@ class Derived(LaneTensor):
 
 
 def _wrapper(cls: type[LaneTensor], like: Tensor) -> Any:
-    return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    return torch.Tensor._make_wrapper_subclass(
         cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device, requires_grad=False
     )
 
@@ -188,18 +180,30 @@ def _apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     lanes, name = stand_ins[0].lanes, stand_ins[0].known_as
     lanes.touched.update(tensor.known_as for tensor in stand_ins)
     label = name_of(func)
-    if isinstance(args[0] if args else None, LaneTensor) and label.endswith("_") and not label.endswith("__"):
+    if isinstance(args[0] if args else None, LaneTensor) and writes(func):
         raise UserError(
-            f"the model writes its parameter {name} during the forward pass ({label}). Remedy: leave it out of the scope."
+            f"the model writes its parameter {name} during the forward pass ({label}). "
+            "Remedy: leave it out of the scope."
         )
     rule = lanes.rules.get(func)
     if rule is not None:
         return rule(lanes, func, args, kwargs)
     if lanes.count == 1:
-        return func(*take(args, 0), **{key: take(value, 0) for key, value in kwargs.items()})
+        return alone(func, args, kwargs)
     if len(stand_ins) == len(found):
         return map_lanes(func, args, kwargs, stand_ins[0])
     raise LaneUnsupported(f"{label} on {name} has no lane rule")
+
+
+def writes(func: Callable[..., Any]) -> bool:
+    """Whether an operation writes into its first argument: `add_`, `x += y`, `x[i] = y`."""
+    label = name_of(func)
+    return label in _WRITING or (label.endswith("_") and not label.endswith("__"))
+
+
+def alone(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An operation for one lane: the perturbed weights are made, then used."""
+    return func(*take(args, 0), **{key: take(value, 0) for key, value in kwargs.items()})
 
 
 def map_lanes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: LaneTensor) -> Any:
@@ -221,6 +225,9 @@ def _wrap(results: list[Any], func: Callable[..., Any], source: LaneTensor) -> A
     raise LaneUnsupported(f"{name_of(func)} on {source.known_as} gives a different Python value in each lane")
 
 
+# Written with two underscores at the end, unlike torch's other operations in place.
+_WRITING = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split())
+_WRITING |= {"__setitem__"}
 _T = torch.Tensor
 _PROPERTIES = """
     shape dtype device layout ndim requires_grad is_cuda is_cpu is_mps is_xpu is_meta is_sparse is_quantized is_nested

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from zotune.config import TrainConfig
@@ -47,10 +49,23 @@ def load_model(config: TrainConfig) -> nn.Module:
     with _explained(config.model, "model"), quiet():
         settings = AutoConfig.from_pretrained(config.model, trust_remote_code=trust)
         auto = classes[model_kind(settings)]
-        model: nn.Module = auto.from_pretrained(config.model, dtype=dtype, trust_remote_code=trust)
+        loaded: tuple[nn.Module, dict[str, Any]] = auto.from_pretrained(
+            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True
+        )
+    model = loaded[0]
+    _refuse_random(config.model, sorted(loaded[1]["missing_keys"]))
     if "lora" in [part.strip() for part in config.scope.split("&")]:
         model = _with_lora(model, config)
     return model.to(device_of(config)).eval()
+
+
+def _refuse_random(model: str, missing: list[str]) -> None:
+    """Weights that a checkpoint lacks would be drawn at random, other ones in every process."""
+    if missing:
+        raise UserError(
+            f"the checkpoint of {model!r} lacks {len(missing)} of the model's weights, such as {missing[0]}. "
+            "Remedy: take a checkpoint that was saved with its language-model head."
+        )
 
 
 def device_of(config: TrainConfig) -> torch.device:
@@ -74,13 +89,15 @@ def _with_lora(model: nn.Module, config: TrainConfig) -> nn.Module:
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
         target_modules=config.lora_targets,
-        lora_dropout=0.0,  # type: ignore[arg-type]
+        lora_dropout=0.0,
     )
     # PEFT draws the initial A from torch's global generator: seeded for the run, and put back as it was.
-    with torch.random.fork_rng(devices=[]):
+    # It also asks transformers for an attribute that is being renamed: nothing a user could act on.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(config.seed)
         try:
-            adapted: nn.Module = get_peft_model(model, settings)  # type: ignore[arg-type]
+            adapted: nn.Module = get_peft_model(model, settings)
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
@@ -92,7 +109,13 @@ def _with_lora(model: nn.Module, config: TrainConfig) -> nn.Module:
 def make_objective(config: TrainConfig, tokenizer: Any, model: nn.Module) -> Objective:
     """Label-word classification when label words are given, else a language-model loss."""
     kind = model_kind(model)
-    template = Template(config.template or "{{ %s }}" % config.text_column)
+    if not config.label_words and config.completion_column is None:
+        return LanguageModel(tokenizer, config.text_column, config.max_length, kind)
+    if config.template is None and not config.text_column.isidentifier():
+        raise ConfigError(
+            f"column {config.text_column!r} cannot be named in a template. Remedy: rename it to letters, digits and _."
+        )
+    template = Template(config.template or f"{{{{ {config.text_column} }}}}")
     if config.label_words:
         return LabelWords(
             tokenizer,
@@ -103,9 +126,8 @@ def make_objective(config: TrainConfig, tokenizer: Any, model: nn.Module) -> Obj
             kind,
             config.max_length,
         )
-    if config.completion_column is not None:
-        return LanguageModel(tokenizer, (template, config.completion_column), config.max_length, kind)
-    return LanguageModel(tokenizer, config.text_column, config.max_length, kind)
+    assert config.completion_column is not None
+    return LanguageModel(tokenizer, (template, config.completion_column), config.max_length, kind)
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], str]:
@@ -120,12 +142,13 @@ def _explained(model: str, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"the {what} of {model!r} cannot be loaded: {reason} "
-            "Remedy: give a folder with a Hugging Face model, or a hub id while online."
-        ) from None
+        remedy = "give a folder with a Hugging Face model, or a hub id while online."
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is not run unasked."
+            remedy = "read that code, then pass --trust-remote-code."
+        raise UserError(f"the {what} of {model!r} cannot be loaded: {reason} Remedy: {remedy}") from None
 
 
 @contextmanager

@@ -4,8 +4,10 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), 
 
 A number is a pure function of (run seed, step, query, purpose, parameter name, element index):
 
-* key      two 32-bit words = the first two output words of Philox(key = run seed, counter = (step lo, step hi, query, purpose));
-* counter  (block lo, block hi, name lo, name hi), where name is the 64-bit BLAKE2b hash of the parameter's canonical name;
+* key      two 32-bit words = the first two output words of
+  Philox(key = run seed, counter = (step lo, step hi, query, purpose));
+* counter  (block lo, block hi, name lo, name hi), where name is the 64-bit BLAKE2b hash of the parameter's canonical
+  name;
 * block    `i // per_block(law)` for element `i` of the flattened (row-major) parameter.
 
 Nothing is drawn in sequence, so any slice can be computed alone, on any device, by any number of threads, and noise of
@@ -150,7 +152,7 @@ def noise(law: Law, key: Key, name: str, start: int, stop: int, device: torch.de
 
 
 def noise_rows(law: Law, key: Key, name: str, rows: Tensor, columns: int) -> Tensor:
-    """Rows `rows` (r,) int64 of the noise of a parameter whose rows hold `columns` elements, as (r, columns) float32."""
+    """Rows `rows` (r,) int64 of the noise of a parameter with `columns` elements a row, as (r, columns) float32."""
     size = per_block(law)
     offset = rows * columns
     count = (columns + size - 2) // size + 1  # blocks that any row can touch, wherever it begins

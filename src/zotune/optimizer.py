@@ -108,7 +108,7 @@ class ZerothOrder(torch.optim.Optimizer):
         """
         points = self.estimator.points(self.seed, self.steps)
         if batch is None:
-            plain: Objective = lambda _model, _batch: _as_tensor(objective())  # type: ignore[call-arg]  # noqa: E731
+            plain: Objective = lambda _model, _batch: _as_tensor(objective())  # noqa: E731
             losses = torch.cat([self._alone(plain, point, within) for point in points])
         else:
             plain = objective
@@ -129,7 +129,8 @@ class ZerothOrder(torch.optim.Optimizer):
         with torch.no_grad(), self.perturber.at(point) as lanes, within(1):
             loss = objective(self.model, None)
         self.evaluator.forwards += 1
-        self.perturber.check_coverage(lanes.touched)
+        if self.evaluator.coverage:
+            self.perturber.check_coverage(lanes.touched)
         return loss.detach().reshape(1, -1).to("cpu", torch.float64)
 
     def _refuse(self, losses: Tensor, points: Sequence[Point]) -> None:
@@ -142,9 +143,9 @@ class ZerothOrder(torch.optim.Optimizer):
         side = "+" if point.scale > 0 else "-"
         bad = losses[~losses.isfinite()][0].item()
         raise NonFiniteLoss(
-            f"the loss is {bad} at step {self.steps}, side {side} ({point.scale:+g} z), dtype {', '.join(dtypes)}; the first "
-            f"non-finite output comes from {where}. The step was not applied. Remedy: a smaller eps or lr, float32 weights, "
-            "or a look at this batch."
+            f"the loss is {bad} at step {self.steps}, side {side} ({point.scale:+g} z), dtype {', '.join(dtypes)}; the "
+            f"first non-finite output comes from {where}. The step was not applied. Remedy: a smaller eps or lr, "
+            "float32 weights, or a look at this batch."
         )
 
     # --- second phase --------------------------------------------------------------------------------------------
@@ -194,10 +195,9 @@ class ZerothOrder(torch.optim.Optimizer):
         dither = Key(self.seed, step, 0, Purpose.DITHER)
         if flat.data_ptr() != weight.data_ptr():
             target = Target(target.name, weight.clone(), target.fast)  # a mask reads the weights from before the update
-        for start in range(0, flat.numel(), _CHUNK):
-            part = flat[start : start + _CHUNK]
+        for start, stop in target.slices(_CHUNK):
+            part = flat[start:stop]
             value = self.rule.update(Block(self.direction, target, start, part), self._last, lr, weight_decay)
-            stop = start + part.numel()
             store.write(
                 part,
                 value,
@@ -233,10 +233,15 @@ class ZerothOrder(torch.optim.Optimizer):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state plus the two numbers that matter: seed and steps taken."""
+        """torch's state plus what matters here: seed, steps taken, and what the direction learned at the start."""
         return {
             **super().state_dict(),
-            "zotune": {"seed": self.seed, "steps": self.steps, "method": self.method},
+            "zotune": {
+                "seed": self.seed,
+                "steps": self.steps,
+                "method": self.method,
+                "direction": self.direction.state(),
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -249,11 +254,12 @@ class ZerothOrder(torch.optim.Optimizer):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "zotune"})
         if own is not None:
             self.seed, self.steps = own["seed"], own["steps"]
+            self.direction.load_state(own.get("direction", {}))
         self._losses, self._last = [], []
 
 
 def _decay_groups(model: nn.Module, scope: str | Sequence[str], weight_decay: float) -> list[dict[str, Any]]:
-    names = select(model, scope) if isinstance(scope, str) else list(scope)
+    names = select(model, scope) if isinstance(scope, str) else list(dict.fromkeys(scope))
     named = dict(model.named_parameters())
     unknown = [name for name in names if name not in named]
     if unknown:

@@ -68,7 +68,7 @@ class Perturber:
 
     @contextmanager
     def at(self, *points: Point, rows: int = 1) -> Iterator[Lanes]:
-        """Within the context the model is the model at `points` (one lane each, `rows` examples per lane), in eval mode.
+        """Within the context the model is at `points` (one lane each, `rows` examples per lane), in eval mode.
 
         With one point any call works, `generate` included. Yields the Lanes, whose `touched` lists what was used.
         """
@@ -96,8 +96,8 @@ class Perturber:
         if missing:
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise CoverageError(
-                f"{len(missing)} of {len(self._sites)} parameters in scope were not used by the forward pass: {listed}. "
-                "Remedy: leave them out of the scope, or pass coverage=False if other batches use them."
+                f"{len(missing)} of {len(self._sites)} parameters in scope were not used by the forward pass: "
+                f"{listed}. Remedy: leave them out of the scope, or pass coverage=False if other batches use them."
             )
 
 
@@ -111,7 +111,7 @@ class Evaluator:
         self.reason = "lanes=off was asked for" if lanes == "off" else ""
         self.mode: Literal["undecided", "lanes", "sequential"] = "sequential" if lanes == "off" else "undecided"
         self._must = lanes == "on"
-        self._coverage = coverage
+        self.coverage = coverage
         self._trace: list[str] | None = None  # how the proven forward read its activations
         self.forwards = 0
 
@@ -150,11 +150,11 @@ class Evaluator:
         with torch.inference_mode(), self.perturber.at(*points, rows=rows) as lanes, within(count):
             losses = objective(self.perturber.model, batch if count == 1 else repeat(batch, count))
         self.forwards += count
-        if self._coverage:
+        if self.coverage:
             self.perturber.check_coverage(lanes.touched)
         if count > 1 and losses.numel() != count * rows:
             raise LaneUnsupported(f"the objective returned {tuple(losses.shape)} losses, not one for each example")
-        if count == self.max_lanes and count > 1:
+        if count > 1:
             if self._trace is None:
                 self._trace = lanes.trace
             elif self._trace != lanes.trace:

@@ -56,8 +56,8 @@ def rebuild(header: dict[str, Any], model: nn.Module, **options: Any) -> ZerothO
         shape, dtype = list(found.shape), str(found.dtype).removeprefix("torch.")
         if (shape, dtype) != (expected["shape"], expected["dtype"]):
             raise RunError(
-                f"{expected['name']} is {dtype} {shape} here and {expected['dtype']} {expected['shape']} in the journal. "
-                "Remedy: load the model the run began from, in the run's dtype."
+                f"{expected['name']} is {dtype} {shape} here and {expected['dtype']} {expected['shape']} in the "
+                "journal. Remedy: load the model the run began from, in the run's dtype."
             )
     recorded = header.get("scope_sha256")
     if recorded is not None and recorded != scope_sha256(model, [p["name"] for p in header["parameters"]]):
@@ -94,8 +94,8 @@ def _check(optimizer: ZerothOrder, record: HashRecord) -> None:
     found = current_sha256(optimizer)
     if found != record.sha256:
         raise RunError(
-            f"after {record.step} steps the weights hash to {found[:16]}..., the journal recorded {record.sha256[:16]}... "
-            "Remedy: check that base model, library version and dtype are those of the run."
+            f"after {record.step} steps the weights hash to {found[:16]}..., the journal recorded "
+            f"{record.sha256[:16]}... Remedy: check that base model, library version and dtype are those of the run."
         )
 
 

@@ -83,34 +83,49 @@ class Reuse:
             self.reason = "parameters in scope are used before or inside the first block"
             return
         self._list = layers
-        with (
-            torch.inference_mode(),
-            self._perturber.at(point, rows=batch_rows(batch) or 1),
-            self._skip(objective, batch, 1, None),
-        ):
-            if torch.equal(objective(model, batch), expected):
-                self.reason = ""
+        output = self._capture(objective, batch)
+        # Twice from the same capture: a block that writes into its input would spoil it for the second probe.
+        for _ in range(2):
+            with (
+                torch.inference_mode(),
+                self._perturber.at(point, rows=batch_rows(batch) or 1),
+                self._replaced(output),
+            ):
+                same = torch.equal(objective(model, batch), expected)
+            if not same:
+                self.depth, self._list, self.reason = 0, None, "skipping the blocks below the scope changed a loss"
                 return
-        self.depth, self._list, self.reason = 0, None, "skipping the blocks below the scope changed a loss"
+        self.reason = ""
 
     def within(self, objective: Objective, batch: Any, name: Hashable) -> Callable[[int], AbstractContextManager[None]]:
-        """For the optimizer's `within`: forwards of `batch`, known as `name` in every epoch, start above the lower blocks."""
+        """For the optimizer's `within`: forwards of `batch`, known as `name` in every epoch, skip the lower blocks."""
         if self._list is None:
             return lambda lanes: nullcontext()
-        return lambda lanes: self._skip(objective, batch, lanes, name)
+        held: list[Any] = []  # beyond the budget the capture lives as long as the forwards of this batch
 
-    @contextmanager
-    def _skip(self, objective: Objective, batch: Any, lanes: int, name: Hashable | None) -> Iterator[None]:
-        assert self._list is not None
-        output = self._kept.get(name) if name is not None else None
+        def enter(lanes: int) -> AbstractContextManager[None]:
+            if not held:
+                held.append(self._output(objective, batch, name))
+            output = _repeat(held[0], lanes, batch_rows(batch) or 1) if lanes > 1 else held[0]
+            return self._replaced(output)
+
+        return enter
+
+    def _output(self, objective: Objective, batch: Any, name: Hashable) -> Any:
+        """The captured output of a batch: kept, or captured now and kept where the budget allows."""
+        output = self._kept.get(name)
         if output is None:
             output = self._capture(objective, batch)
             size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(output))
-            if name is not None and self._bytes + size <= self._budget:
+            if self._bytes + size <= self._budget:
                 self._kept[name] = output
                 self._bytes += size
-        if lanes > 1:
-            output = _repeat(output, lanes, batch_rows(batch) or 1)
+        return output
+
+    @contextmanager
+    def _replaced(self, output: Any) -> Iterator[None]:
+        """Within the context the lower blocks return `output`."""
+        assert self._list is not None
         saved = [self._list._modules[str(i)] for i in range(self.depth)]
         for i, block in enumerate(saved):
             assert block is not None

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
 from zotune.journal import StepRecord
 from zotune.journal import read as read_journal
-from zotune.load import load_model, load_tokenizer
+from zotune.load import load_model, load_tokenizer, quiet
 from zotune.rebuild import apply, rebuild
 from zotune.run import RunPaths
 from zotune.session import Session, config_of
@@ -20,30 +22,28 @@ from zotune.watch import Watch
 from zotune.weights import base_sha256
 
 
-def replay(run: str | Path, verify: bool, watch: Watch, to: Path | None = None) -> dict[str, Any]:
-    """Rebuild a run's weights from base model and journal, without data; with `verify`, RunError unless the hash is the
-    recorded one. `to` is a folder that gets the model in Hugging Face format."""
+def replay(
+    run: str | Path, verify: bool, watch: Watch, to: Path | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Rebuild a run's weights from base model and journal, without data. `to` is a folder that gets the model in
+    Hugging Face format. Raises RunError for another base model and, with `verify`, unless the last recorded hash is
+    that of the run's last step and of the weights found.
+    """
     begun = time.perf_counter()
     paths = RunPaths(run).check()
-    config = config_of(paths)
-    header, records, _ = read_journal(paths.journal)
+    config = config_of(paths, trust_remote_code)
     model = load_model(config)
-    optimizer = rebuild(header, model)
-    if header.get("base_sha256") not in (None, base_sha256(model)):
-        raise RunError(f"the base model {config.model} has changed since the run began. Remedy: restore it.")
-    found = apply(optimizer, records)
+    found = _replay(paths, model, watch)
     if verify and not found["verified"]:
-        known = found["recorded_sha256"]
         raise RunError(
-            f"{paths.folder}: the replayed weights hash to {found['weights_sha256'][:16]}..., "
-            + (f"the journal recorded {known[:16]}..." if known else "but the journal has no hash of its last step")
-            + f" Remedy: `zotune resume {paths.folder}` finishes a run; else check base model and version."
+            f"{paths.folder}: the journal has no hash of its last step, {found['steps']}. "
+            f"Remedy: `zotune resume {paths.folder}` finishes the run."
         )
     if to is not None:
-        model.save_pretrained(to)  # type: ignore[operator]
-        load_tokenizer(config).save_pretrained(to)
-    result = {**found, "journal_bytes": paths.journal.stat().st_size, "seconds": time.perf_counter() - begun}
-    return result if found["recorded_sha256"] else {**result, "verified": False}
+        with quiet():
+            model.save_pretrained(to)  # type: ignore[operator]
+            load_tokenizer(config).save_pretrained(to)
+    return {**found, "journal_bytes": paths.journal.stat().st_size, "seconds": time.perf_counter() - begun}
 
 
 def evaluate_run(config: TrainConfig, run: str | Path | None, watch: Watch) -> dict[str, Any]:
@@ -53,11 +53,7 @@ def evaluate_run(config: TrainConfig, run: str | Path | None, watch: Watch) -> d
     """
     session, steps = Session(config), 0
     if run is not None:
-        paths = RunPaths(run).check()
-        header, records, torn = read_journal(paths.journal)
-        if torn:
-            watch.say(f"The journal ends in {torn} bytes of an unfinished record; they are left out.")
-        steps = apply(rebuild(header, session.model), records)["steps"]
+        steps = _replay(RunPaths(run).check(), session.model, watch)["steps"]
     found = session.evaluate()
     if found is None:
         raise ConfigError("there are no rows to evaluate on. Remedy: --eval FILE.")
@@ -65,11 +61,27 @@ def evaluate_run(config: TrainConfig, run: str | Path | None, watch: Watch) -> d
     return found.as_dict() | {"steps": steps}
 
 
+def _replay(paths: RunPaths, model: nn.Module, watch: Watch) -> dict[str, Any]:
+    """Fold a run's journal into its base model, checking every hash that was recorded on the way."""
+    header, records, torn = read_journal(paths.journal)
+    if torn:
+        watch.say(f"{paths.journal} ends in {torn} bytes of an unfinished record; they are left out.")
+    base = base_sha256(model)
+    optimizer = rebuild(header, model)
+    if header.get("base_sha256") not in (None, base):
+        raise RunError(
+            f"the base model of {paths.folder} has changed since the run began. "
+            f"Remedy: restore it, or put where it lies now as model: into {paths.config}."
+        )
+    return apply(optimizer, records)
+
+
 def log_rows(run: str | Path) -> Sequence[dict[str, Any]]:
     """The journal as rows: step, lr, losses, their mean, and the projected gradient of the first probe."""
     header, records, _ = read_journal(RunPaths(run).check().journal)
     rows = []
-    eps, queries = header["arguments"].get("eps"), header["arguments"].get("queries", 1)
+    arguments = header.get("arguments", {})
+    eps, queries = arguments.get("eps"), arguments.get("queries", 1)
     for record in records:
         if isinstance(record, StepRecord):
             row: dict[str, Any] = {"step": record.step, "lr": record.lrs[0], "losses": list(record.losses)}

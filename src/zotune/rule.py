@@ -43,7 +43,7 @@ class Rule(ABC):
 
 @final
 class Sgd(Rule):
-    """`theta <- (1 - lr * weight_decay) theta - lr * sum_q coef_q z_q`, the decay decoupled (arXiv 2305.17333, def. 2)."""
+    """`theta <- (1 - lr * weight_decay) theta - lr * sum_q coef_q z_q`: arXiv 2305.17333, def. 2, decoupled decay."""
 
     def update(self, block: Block, probes: Sequence[Probe], lr: float, weight_decay: float) -> Tensor:
         value = block.wide()

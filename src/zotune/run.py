@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from zotune import snapshot
 from zotune.durable import json_line, sync_folder, write_all, write_file
-from zotune.errors import RunError
+from zotune.errors import JournalError, RunError
+from zotune.journal import read as read_journal
 from zotune.lock import FolderLock
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class RunPaths:
     def holds_run(self) -> bool:
         """Whether a run has begun here. What is left of one stopped before its first step does not count."""
         return (
-            self.journal.exists()
+            _has_records(self.journal)
             or self.snapshots.exists()
             or any(row["step"] > 0 for row, _ in _metrics_lines(self.metrics))
         )
@@ -87,7 +88,7 @@ class RunFolder:
         lock = FolderLock.acquire(paths.folder)
         try:
             _refuse_existing(paths)  # another process may have made one before the lock was ours
-            for left in (paths.metrics, paths.timing):  # of a run that was stopped before its first step
+            for left in (paths.journal, paths.metrics, paths.timing):  # of a run that was stopped before its first step
                 left.unlink(missing_ok=True)
             write_file(paths.config, config.encode())
         except OSError as error:
@@ -114,21 +115,22 @@ class RunFolder:
         """Append one line to timing.jsonl."""
         _append_line(self.paths.timing, row)
 
-    def cut_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Keep the lines of metrics.jsonl whose "step" is at most `step`, byte for byte; return them parsed.
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, parsed. Unfinished or damaged ones are left out."""
+        return [row for row, _ in _metrics_lines(self.paths.metrics)]
 
-        Unfinished or damaged lines are dropped. Call it when a run resumes at `step`: the lines behind are
-        written again, so the file ends equal to an undisturbed run's.
+    def cut_metrics(self, lines: int) -> None:
+        """Keep the first `lines` of `metrics()`, byte for byte.
+
+        Call it when a run resumes: what comes behind is written again, so the file ends equal to an undisturbed run's.
         """
         path = self.paths.metrics
-        kept = [(row, line) for row, line in _metrics_lines(path) if row["step"] <= step]
-        text = b"".join(line for _, line in kept)
+        text = b"".join(line for _, line in _metrics_lines(path)[:lines])
         if path.exists() and path.read_bytes() != text:
             try:
                 write_file(path, text)
             except OSError as error:
                 raise _write_error(path, error) from error
-        return [row for row, _ in kept]
 
     def save_snapshot(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
         """Write a snapshot (see snapshot.save); the newest two are kept."""
@@ -159,6 +161,16 @@ def _refuse_existing(paths: RunPaths) -> None:
             f"{paths.folder} holds a run already. Remedy: `zotune resume {paths.folder}`, or choose another "
             "--output-dir."
         )
+
+
+def _has_records(journal: Path) -> bool:
+    """Whether a journal tells of a step. One that cannot be read may."""
+    if not journal.exists():
+        return False
+    try:
+        return bool(read_journal(journal)[1])
+    except JournalError:
+        return True
 
 
 def _append_line(path: Path, row: Mapping[str, Any]) -> None:

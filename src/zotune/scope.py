@@ -1,7 +1,8 @@
 """Which parameters are trained: presets and patterns over canonical names.
 
 `full` every parameter that requires grad; `norms` and `biases` by the kind of module and name; `last:N` the last N
-blocks and what follows them; `lora` adapter weights; `regex:PATTERN` a search in the names. `&` intersects: `norms&last:6`.
+blocks and what follows them; `lora` adapter weights; `regex:PATTERN` a search in the names. `&` intersects:
+`norms&last:6`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def select(model: nn.Module, scope: str = "full") -> list[str]:
         chosen &= _preset(model, named, part.strip())
     if not chosen:
         raise ConfigError(
-            f"scope {scope!r} selects no trainable parameter of {len(named)}. Remedy: check requires_grad and the names, "
-            f"such as {next(iter(named), 'none: every parameter is frozen')!r}."
+            f"scope {scope!r} selects no trainable parameter of {len(named)}. Remedy: check requires_grad and the "
+            f"names, such as {next(iter(named), 'none: every parameter is frozen')!r}."
         )
     return [name for name in named if name in chosen]
 
@@ -66,10 +67,15 @@ def decays(model: nn.Module, name: str) -> bool:
 
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The longest list of modules (the last of equals): the transformer blocks, with its name."""
-    lists = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
-    ]
+    """The longest list of modules (the last of equals): the transformer blocks, with its name.
+
+    A list inside another (a block's experts, or its layers) is a part of a block.
+    """
+    lists: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer, _ in lists)
+        if isinstance(module, nn.ModuleList) and len(module) and not inside:
+            lists.append((name, module))
     return max(reversed(lists), key=lambda item: len(item[1])) if lists else None
 
 
@@ -85,13 +91,25 @@ def _last(model: nn.Module, named: dict[str, nn.Parameter], count: int) -> set[s
     kept = tuple(f"{prefix}.{i}." for i in range(len(layers) - count, len(layers)))
     chosen = {name for name in named if name.startswith(kept)}
     for name in named:
-        if not name.startswith(f"{prefix}.") and not _in_embeddings(model, name, prefix):
+        inside = name.startswith(f"{prefix}.")
+        if not inside and not _in_embeddings(model, name, prefix) and not _in_earlier_stack(model, name, prefix):
             chosen.add(name)
     return chosen
 
 
+def _in_earlier_stack(model: nn.Module, name: str, blocks_name: str) -> bool:
+    """Part of a module with blocks of its own that stands before the one that holds the blocks (T5's encoder)."""
+    path, other = blocks_name.split("."), name.split(".")
+    shared = next(i for i, (a, b) in enumerate(zip(path, other, strict=False)) if a != b)
+    parent = model.get_submodule(".".join(path[:shared]))
+    order = [child for child, _ in parent.named_children()]
+    if other[shared] not in order or order.index(other[shared]) > order.index(path[shared]):
+        return False
+    return blocks(parent.get_submodule(other[shared])) is not None
+
+
 def _in_embeddings(model: nn.Module, name: str, blocks_name: str) -> bool:
-    """An embedding table, or a part of the input module around one (BERT's embedding norm): it comes before the blocks."""
+    """An embedding table, or a part of the input module around one (BERT's embedding norm): before the blocks."""
     owner = name.rpartition(".")[0]
     if isinstance(model.get_submodule(owner), nn.Embedding):
         return True

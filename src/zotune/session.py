@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -12,11 +13,11 @@ from torch import nn
 import zotune
 from zotune.config import TrainConfig
 from zotune.data.batching import make_units, units_of_step
-from zotune.errors import ConfigError, RunError
+from zotune.errors import ConfigError, DataError, RunError
 from zotune.evaluate import Evaluation, evaluate
 from zotune.load import device_of, load_model, load_tokenizer, make_objective, read
 from zotune.methods import METHODS
-from zotune.objective.base import Batch, Example, to_device
+from zotune.objective.base import Batch, Example, Objective, to_device
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import scope_sha256
 from zotune.resolve import resolve
@@ -38,14 +39,14 @@ class Session:
             torch.set_num_threads(config.threads)
         self.config = config
         rows, self.train_sha256 = read(config.train)
-        eval_rows = read(config.eval)[0] if config.eval else None
+        eval_rows, self.eval_sha256 = read(config.eval) if config.eval else ([], "")
         tokenizer = load_tokenizer(config)
         self.model: nn.Module = load_model(config)
         self.device = device_of(config)
         self.objective = make_objective(config, tokenizer, self.model)
         # The training rows first: they fix which labels there are.
-        self.examples: list[Example] = self.objective.encode(rows)
-        self.eval_examples = self.objective.encode(eval_rows) if eval_rows is not None else None
+        self.examples = _encode(self.objective, rows, config.train)
+        self.eval_examples = _encode(self.objective, eval_rows, config.eval) if config.eval else None
 
     def begin(self) -> Session:
         """The optimizer on the base weights, the fixed batches, and the choices that the first batch decides."""
@@ -113,7 +114,17 @@ class Session:
             "scope_sha256": scope_sha256(self.model, names),
             "base_sha256": self.base_sha256,
             "train_sha256": self.train_sha256,
+            "eval_sha256": self.eval_sha256,
+            "config": self.config.course(),
         }
+
+
+def _encode(objective: Objective, rows: Sequence[dict[str, Any]], path: Path) -> list[Example]:
+    """Rows to examples; what is wrong with a row is said with the name of its file."""
+    try:
+        return objective.encode(rows)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _schedule(optimizer: ZerothOrder, config: TrainConfig) -> Callable[[int], list[float]]:
@@ -128,34 +139,32 @@ def _schedule(optimizer: ZerothOrder, config: TrainConfig) -> Callable[[int], li
     return lambda step: [lr * float(of(step)) for lr, of in zip(base, scheduler.lr_lambdas, strict=True)]
 
 
-def config_of(paths: RunPaths) -> TrainConfig:
-    """The run's own config; the folder may have been moved since."""
-    return resolve({"output_dir": paths.folder}, paths.config)
+def config_of(paths: RunPaths, trust_remote_code: bool = False) -> TrainConfig:
+    """The run's own config; the folder may have been moved since. Only the caller can allow the model's own code."""
+    return resolve({"output_dir": paths.folder, "trust_remote_code": trust_remote_code}, paths.config)
 
 
 def check_same(recorded: dict[str, Any], now: dict[str, Any], paths: RunPaths) -> None:
-    """Refuses to continue a run on another base model, other data or other settings than it began with."""
+    """Refuses to continue a run on another base model, other data or other settings than it began with.
+
+    `recorded` and `now` are journal headers. Raises RunError naming the first difference.
+    """
+    for name, value in recorded.get("config", {}).items():
+        if name in now["config"] and now["config"][name] != value:
+            raise RunError(
+                f"{paths.folder} cannot continue: {name} is {now['config'][name]!r} in {paths.config.name}, the run "
+                f"began with {value!r}. Remedy: restore it, or start another run."
+            )
     said = {
+        "stream": "this version draws another noise stream",
         "base_sha256": "the base model's weights have changed",
         "train_sha256": "the training rows have changed",
+        "eval_sha256": "the held-out rows have changed",
         "scope_sha256": "the initial weights in scope have changed",
-        "stream": "this version draws another noise stream",
     }
-    for key in (
-        "stream",
-        "base_sha256",
-        "train_sha256",
-        "method",
-        "arguments",
-        "seed",
-        "parameters",
-        "groups",
-        "scope_sha256",
-    ):
-        if recorded.get(key) != now.get(key):
-            what = said.get(
-                key, f"{key} in {paths.config.name} is not the run's: {now.get(key)} for {recorded.get(key)}"
-            )
+    for key in ("method", "arguments", "seed", "parameters", "groups", *said):
+        if key in recorded and recorded[key] != now.get(key):
+            what = said.get(key, f"{key}: {now.get(key)!r} for {recorded[key]!r}")
             raise RunError(
                 f"{paths.folder} cannot continue: {what} since the run began. "
                 "Remedy: restore what it began with, or start another run."

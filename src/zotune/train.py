@@ -17,10 +17,11 @@ from zotune.config import TrainConfig
 from zotune.errors import RunError
 from zotune.journal import HashRecord, Journal, StepRecord
 from zotune.optimizer import ZerothOrder
-from zotune.rebuild import current_sha256
+from zotune.rebuild import current_sha256, steps_of
 from zotune.run import RunFolder, RunPaths
 from zotune.session import Session, check_same, config_of
 from zotune.watch import Watch
+from zotune.weights import weights_sha256
 
 
 def train(config: TrainConfig, watch: Watch) -> dict[str, Any]:
@@ -39,17 +40,17 @@ def train(config: TrainConfig, watch: Watch) -> dict[str, Any]:
             return _loop(session, folder, journal, watch)
 
 
-def resume(run: str | Path, watch: Watch) -> dict[str, Any]:
+def resume(run: str | Path, watch: Watch, trust_remote_code: bool = False) -> dict[str, Any]:
     """Continue an interrupted run to its last step; returns what `train` returns. A finished run changes nothing.
 
-    Raises RunError when the base model, the training rows or the config are no longer those of the run.
+    Raises RunError when the base model, the rows or the config are no longer those of the run.
     """
     paths = RunPaths(run)
     if paths.config.exists() and not paths.journal.exists():
         watch.say("The run was stopped before its first step: it starts anew.")
-        return train(config_of(paths), watch)
+        return train(config_of(paths, trust_remote_code), watch)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
-        session = Session(config_of(paths)).begin()
+        session = Session(config_of(paths, trust_remote_code)).begin()
         check_same(journal.header, session.header(), paths)
         _say(session, watch)
         _catch_up(session, folder, journal, watch)
@@ -57,25 +58,55 @@ def resume(run: str | Path, watch: Watch) -> dict[str, Any]:
 
 
 def _catch_up(session: Session, folder: RunFolder, journal: Journal, watch: Watch) -> None:
-    """Weights, metrics and hashes as they were after the journal's last step."""
-    records = [record for record in journal.records if isinstance(record, StepRecord)]
-    rows = folder.cut_metrics(len(records))
-    known = min(len(records), max((row["step"] for row in rows if "loss" in row), default=0))
-    found = folder.latest_snapshot(known)
-    if found is not None:
-        step, tensors, _ = found
-        _put(session.optimizer, tensors)
-        session.optimizer.steps = step
-    if not any(row["step"] == 0 for row in rows):
-        raise RunError(f"{folder.paths.metrics} has lost its beginning. Remedy: restore it, or start another run.")
-    evaluated = {row["step"] for row in rows if "eval" in row}
-    for record in records[session.optimizer.steps :]:
-        session.optimizer.replay(record)
-        if record.step + 1 > known:
+    """Weights and metrics as they were after the journal's last step; raises RunError where a recorded hash differs."""
+    optimizer = session.optimizer
+    steps = steps_of(list(journal.records))
+    hashes = {record.step: record.sha256 for record in journal.records if isinstance(record, HashRecord)}
+    lines, logged = _intact(session, folder.metrics(), len(steps))
+    folder.cut_metrics(lines)
+    if not lines:
+        _evaluate(session, folder, watch)
+    _restore(optimizer, folder, logged, hashes, watch)
+    start = optimizer.steps
+    for record in steps[start:]:
+        optimizer.replay(record)
+        if optimizer.steps in hashes and hashes[optimizer.steps] != current_sha256(optimizer):
+            raise RunError(
+                f"{folder.path}: the weights after {optimizer.steps} steps are not those that the run recorded. "
+                "Remedy: use the versions of zotune and torch that its journal names."
+            )
+        if optimizer.steps > logged:
             _log_step(session, folder, record)
-        if _due(session, session.optimizer.steps) and session.optimizer.steps not in evaluated:
-            _evaluate(session, folder, watch)
-    watch.say(f"Replayed to step {session.optimizer.steps} without data; going on from there.")
+            if _due(session, optimizer.steps):
+                _evaluate(session, folder, watch)
+    watch.say(f"Replayed steps {start} to {optimizer.steps} without data; going on from there.")
+
+
+def _intact(session: Session, rows: list[dict[str, Any]], steps: int) -> tuple[int, int]:
+    """How many lines of the metrics are those of an undisturbed run, and up to which step they tell all."""
+    lines, logged = 0, -1
+    for step in range(steps + 1):
+        wanted = ["loss"] * (step > 0) + ["eval"] * (step == 0 or _due(session, step))
+        found = rows[lines : lines + len(wanted)]
+        if [key for row, key in zip(found, wanted, strict=False) if row["step"] == step and key in row] != wanted:
+            break
+        lines, logged = lines + len(wanted), step
+    return lines, max(logged, 0)
+
+
+def _restore(optimizer: ZerothOrder, folder: RunFolder, most: int, hashes: dict[int, str], watch: Watch) -> None:
+    """Put the newest snapshot up to step `most` into the weights, if it holds what was recorded of it."""
+    found = folder.latest_snapshot(most)
+    while found is not None:
+        step, tensors, meta = found
+        if weights_sha256(tensors) == hashes.get(step, meta.get("weights_sha256")):
+            with torch.no_grad():
+                for target in optimizer.perturber.targets():
+                    target.data.copy_(tensors[target.name])
+            optimizer.steps = step
+            return
+        watch.say(f"The snapshot of step {step} does not hold the weights it was made of; it is left out.")
+        found = folder.latest_snapshot(step - 1)
 
 
 def _loop(session: Session, folder: RunFolder, journal: Journal, watch: Watch) -> dict[str, Any]:
@@ -88,27 +119,27 @@ def _loop(session: Session, folder: RunFolder, journal: Journal, watch: Watch) -
         written.append(step)
 
     optimizer.record = record
-    begun = time.perf_counter()
+    spent = 0.0  # seconds of training: evaluations and snapshots are not counted
     _mark(session, folder, journal, hashed)
     while optimizer.steps < config.steps:
         start = time.perf_counter()
         session.step()
         seconds = time.perf_counter() - start
+        spent += seconds
         loss = _log_step(session, folder, written.pop())
         watch.step(optimizer.steps, config.steps, loss, seconds, {"g": optimizer.probes[0].coef})
         if _due(session, optimizer.steps):
             _evaluate(session, folder, watch)
         _mark(session, folder, journal, hashed)
-    seconds = time.perf_counter() - begun
     sha256 = current_sha256(optimizer)
     if optimizer.steps not in hashed:
         journal.append(HashRecord(optimizer.steps, sha256))
-    folder.log_timing({"steps": optimizer.steps, "seconds": round(seconds, 3)})
+    folder.log_timing({"steps": optimizer.steps, "seconds": round(spent, 3)})
     result = {
         "steps": optimizer.steps,
         "weights_sha256": sha256,
         "journal_bytes": journal.size,
-        "seconds": seconds,
+        "seconds": spent,
     }
     return result | _before_and_after(folder) | {"run": str(folder.path)}
 
@@ -147,18 +178,12 @@ def _evaluate(session: Session, folder: RunFolder, watch: Watch) -> None:
 
 def _before_and_after(folder: RunFolder) -> dict[str, Any]:
     """`accuracy_before`, `accuracy_after`, and so on for loss and interval, from the first and the last evaluation."""
-    rows = [row["eval"] for row in folder.cut_metrics(2**32) if row.get("eval")]
+    rows = [row["eval"] for row in folder.metrics() if row.get("eval")]
     if not rows:
         return {}
     keys = ("accuracy", "loss", "low", "high")
     both = {f"{key}_{when}": found[key] for key in keys for when, found in (("before", rows[0]), ("after", rows[-1]))}
     return both | {"eval_examples": rows[-1]["examples"]}
-
-
-def _put(optimizer: ZerothOrder, tensors: dict[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for target in optimizer.perturber.targets():
-            target.data.copy_(tensors[target.name])
 
 
 def _say(session: Session, watch: Watch) -> None:

@@ -26,7 +26,7 @@ def command(
     """Fine-tune a small real model on the CPU. Movie reviews, then a replay from the journal."""
 
     def body(session: Session) -> dict[str, Any]:
-        session.run = output_dir
+        session.run = output_dir and output_dir / "run"
         from zotune.demo.run import demo
 
         return demo(session.watch, seed=seed, steps=steps, output_dir=output_dir, threads=threads)

@@ -23,6 +23,9 @@ from zotune.watch import Console
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, the last line of stdout.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let the model's own code run. Never taken from a file.")
+]
 
 
 @final
@@ -84,7 +87,9 @@ def print_json(value: Any) -> None:
 
 
 def _stopped(how: str, run: Path | None) -> str:
-    if run is not None and RunPaths(run).journal.exists():
+    if run is None:
+        return f"{how}. Remedy: start the command again."
+    if RunPaths(run).journal.exists():
         return f"{how}. Nothing is lost. Remedy: continue with `zotune resume {shlex.quote(str(run))}`."
     return f"{how} before a step was recorded. Remedy: start the command again."
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from zotune.cli.frame import Json, RunArgument, Session, execute
+from zotune.cli.frame import Json, RunArgument, Session, TrustRemoteCode, execute
 from zotune.run import RunPaths
 
 
-def command(run: RunArgument, as_json: Json = False) -> None:
+def command(run: RunArgument, trust_remote_code: TrustRemoteCode = False, as_json: Json = False) -> None:
     """Continue a run that was stopped or killed. It ends as if nothing had happened."""
 
     def body(session: Session) -> dict[str, Any]:
@@ -18,6 +18,6 @@ def command(run: RunArgument, as_json: Json = False) -> None:
         session.run = run
         from zotune.train import resume
 
-        return resume(run, session.watch)
+        return resume(run, session.watch, trust_remote_code=trust_remote_code)
 
     execute(body, as_json)

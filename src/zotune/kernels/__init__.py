@@ -1,7 +1,8 @@
-"""The fast path of noise: three functions, each equal bit for bit to its plain twin in `noise.py`.
+"""The fast path of noise: four functions, each equal bit for bit to its plain twin, here or in `noise.py`.
 
 * `noise`      elements `start:stop` of a parameter's noise;
 * `add_noise`  `w + s * z` for one or more scales, reading `w` and drawing `z` once;
+* `add_low_rank`  the same for `z = unit * u @ v.T`, without making z;
 * `bits16`     the dither of stochastic rounding.
 
 `torch.compile` serves them (C++ on the CPU, generated kernels on a GPU) where a compiler is at hand; otherwise, or with
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,37 +37,51 @@ _WORTH_STARTING = 1 << 22
 def _compiled() -> object | None:
     """The compiled twins, or None where this machine cannot build them (said once)."""
     try:
-        from zotune.kernels import compiled
+        # The compiler's own imports raise deprecation warnings that a caller may have turned into errors.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from zotune.kernels import compiled
 
-        compiled.warm_up()
+            compiled.warm_up()
         return compiled
     except Exception as error:  # the compiler's own failures have no common type
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        logger.warning(
-            "compiled kernels are not available here (%s); the plain ones give the same bits, slower", reason
-        )
+        _say(_reason(error))
         return None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@lru_cache(maxsize=8)
+def _say(reason: str) -> None:
+    logger.warning("compiled kernels are not available here (%s); the plain ones give the same bits, slower", reason)
 
 
 def fast_for(elements: int) -> bool:
-    """Whether a scope of `elements` parameters should run compiled kernels; compiles them on the first yes."""
+    """Whether a scope of `elements` parameters should use compiled kernels. Nothing is compiled before it is needed."""
     mode = os.environ.get("ZOTUNE_KERNELS", "auto")
-    if mode == "eager" or (mode == "auto" and elements < _WORTH_STARTING):
-        return False
-    return _compiled() is not None
+    return mode != "eager" and (mode != "auto" or elements >= _WORTH_STARTING)
 
 
-def _pick(name: str, count: int, fast: bool) -> Callable[..., Tensor] | None:
-    if not fast or count < _WORTH_COMPILING:
+def _fast(name: str, count: int, fast: bool, *args: Any) -> Any:
+    """What the compiled twin returns, or None where the plain one must run."""
+    module = _compiled() if fast and count >= _WORTH_COMPILING else None
+    if module is None:
         return None
-    module = _compiled()
-    return getattr(module, name) if module is not None else None
+    try:
+        return getattr(module, name)(*args)
+    except Exception as error:  # a new dtype or count of scales compiles anew, and that may fail in the middle of a run
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        _say(_reason(error))
+        return None
 
 
 def noise(law: Law, key: Key, name: str, start: int, stop: int, device: torch.device, fast: bool = False) -> Tensor:
     """As `zotune.noise.noise`."""
-    twin = _pick("noise", stop - start, fast)
-    return (twin or plain.noise)(law, key, name, start, stop, device)
+    found: Tensor | None = _fast("noise", stop - start, fast, law, key, name, start, stop, device)
+    return plain.noise(law, key, name, start, stop, device) if found is None else found
 
 
 def add_noise(
@@ -74,9 +91,10 @@ def add_noise(
 
     The product and the sum are two roundings in float32 (float64 for float64 weights), then one to `w.dtype`.
     """
-    twin = _pick("add_noise", w.numel(), fast)
-    if twin is not None and start % plain.per_block(law) == 0 and w.dtype != torch.float64:
-        return list(twin(w, law, key, name, start, scales))
+    fits = start % plain.per_block(law) == 0 and w.dtype != torch.float64
+    found: list[Tensor] | None = _fast("add_noise", w.numel(), fast and fits, w, law, key, name, start, scales)
+    if found is not None:
+        return found
     z = noise(law, key, name, start, start + w.numel(), w.device, fast)
     return [add_scaled(w, z, scale) for scale in scales]
 
@@ -88,7 +106,32 @@ def add_scaled(w: Tensor, z: Tensor, scale: float) -> Tensor:
     return (w.to(wide) + factor * z.to(wide)).to(w.dtype)
 
 
+def add_low_rank(
+    w: Tensor, u: Tensor, v: Tensor, unit: float, scales: Sequence[float], fast: bool = False
+) -> list[Tensor]:
+    """`w + s * (unit * u @ v.T)` for each scale `s`: `w` (rows, columns), `u` (rows, r), `v` (columns, r)."""
+    fits = fast and w.dtype != torch.float64
+    found: list[Tensor] | None = _fast("add_low_rank", w.numel(), fits, w, u, v, unit, scales)
+    if found is not None:
+        return found
+    z = low_rank(u, v, unit)
+    return [add_scaled(w, z, scale) for scale in scales]
+
+
+def low_rank(u: Tensor, v: Tensor, unit: float) -> Tensor:
+    """`unit * u @ v.T` as (rows, columns) float32, or float64 for float64 factors.
+
+    Term by term, in order: a matrix product may sum in another order on another machine or slice.
+    """
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    u, v = u.to(wide), v.to(wide)
+    z = u[:, :1] * v[:, 0]
+    for r in range(1, u.shape[1]):
+        z += u[:, r : r + 1] * v[:, r]
+    return z.mul_(torch.tensor(unit, dtype=wide, device=u.device))
+
+
 def bits16(key: Key, name: str, start: int, stop: int, device: torch.device, fast: bool = False) -> Tensor:
     """As `zotune.noise.bits16`."""
-    twin = _pick("bits16", stop - start, fast)
-    return (twin or plain.bits16)(key, name, start, stop, device)
+    found: Tensor | None = _fast("bits16", stop - start, fast, key, name, start, stop, device)
+    return plain.bits16(key, name, start, stop, device) if found is None else found

@@ -39,16 +39,28 @@ def _rademacher_add(w: Tensor, words: Tensor, scales: list[Tensor]) -> list[Tens
     return [(w.to(torch.float32) + scale * z).to(w.dtype) for scale in scales]
 
 
+def _low_rank_add(
+    w: Tensor, us: list[Tensor], vs: list[Tensor], unit: Tensor, scales: list[Tensor]
+) -> list[Tensor]:
+    z = us[0].unsqueeze(1) * vs[0]
+    for u, v in zip(us[1:], vs[1:], strict=True):
+        z = z + u.unsqueeze(1) * v
+    z = z * unit
+    return [(w.to(torch.float32) + scale * z).to(w.dtype) for scale in scales]
+
+
 def _dither(halves: Tensor) -> Tensor:
     return halves.to(torch.int32) & 0xFFFF
 
 
-_OPTIONS = {"dynamic": True, "fullgraph": True}
+# Without fullgraph: a function that was recompiled too often (thread count, dtypes) runs plain instead of raising.
+_OPTIONS = {"dynamic": True}
 _draw_c = torch.compile(_draw, **_OPTIONS)  # type: ignore[call-overload]
 _gaussian_c = torch.compile(_gaussian, **_OPTIONS)  # type: ignore[call-overload]
 _rademacher_c = torch.compile(_rademacher, **_OPTIONS)  # type: ignore[call-overload]
 _gaussian_add_c = torch.compile(_gaussian_add, **_OPTIONS)  # type: ignore[call-overload]
 _rademacher_add_c = torch.compile(_rademacher_add, **_OPTIONS)  # type: ignore[call-overload]
+_low_rank_add_c = torch.compile(_low_rank_add, **_OPTIONS)  # type: ignore[call-overload]
 _dither_c = torch.compile(_dither, **_OPTIONS)  # type: ignore[call-overload]
 
 
@@ -88,6 +100,13 @@ def add_noise(w: Tensor, law: Law, key: Key, name: str, start: int, scales: Sequ
     rest = plain.expand("rademacher", words[whole // 32].reshape(1, 1)).flatten()[: w.numel() - whole]
     tails = [(w[whole:].to(torch.float32) + factor * rest).to(w.dtype) for factor in factors]
     return [torch.cat(pair) for pair in zip(sums, tails, strict=True)]
+
+
+def add_low_rank(w: Tensor, u: Tensor, v: Tensor, unit: float, scales: Sequence[float]) -> list[Tensor]:
+    """As `zotune.kernels.add_low_rank`."""
+    factors = [torch.tensor(scale, dtype=torch.float32, device=w.device) for scale in (unit, *scales)]
+    us, vs = ([column.contiguous() for column in f.to(torch.float32).unbind(1)] for f in (u, v))
+    return list(_low_rank_add_c(w, us, vs, factors[0], factors[1:]))
 
 
 def bits16(key: Key, name: str, start: int, stop: int, device: torch.device) -> Tensor:

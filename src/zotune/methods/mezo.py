@@ -8,8 +8,8 @@
 Symbols: eps -> eps, eta -> lr, n -> queries. Defaults: full tuning lr 1e-6, eps 1e-3 (tables 15, 16); LoRA takes lr
 near 5e-5 and eps 1e-2, prefixes lr near 1e-2 and eps 1e-1.
 
-Differs from the paper in: the Gaussian is a 4096-entry quantile table; `law="rademacher"` is offered; all n queries of a
-step see the same batch; the loss reported is the mean of both sides.
+Differs from the paper in: the Gaussian is a 4096-entry quantile table; `law="rademacher"` is offered; all n queries of
+a step see the same batch; the loss reported is the mean of both sides.
 Differs from the released code in: no weight is written to be perturbed, so nothing drifts; losses are averaged and
 subtracted in float64; seeds are keyed, not drawn from the global generator; weight decay looks at the kind of module
 instead of at name fragments; the learning-rate schedule and n > 1 work at every model size.

@@ -47,8 +47,13 @@ class SmallWeights(Direction):
         for target in targets:
             if target.data.dim() >= 2:
                 kept = round((1 - self.sparsity) * target.data.numel())
-                magnitudes = target.data.abs().flatten().float()
-                self.h[target.name] = float(magnitudes.kthvalue(kept).values) if kept else -1.0
+                self.h[target.name] = kth_magnitude(target.data, kept) if kept else -1.0
+
+    def state(self) -> dict[str, float]:
+        return dict(self.h)
+
+    def load_state(self, state: dict[str, float]) -> None:
+        self.h.update(state)
 
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         z = self.z.block(target, key, start, stop)
@@ -56,7 +61,7 @@ class SmallWeights(Direction):
 
     def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
         z = self.z.rows(target, key, rows)
-        return self._masked(target, target.data[rows].view(z.shape), z)
+        return self._masked(target, target.data[rows].view(z.shape), z) if target.name in self.h else z
 
     def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
         if target.name not in self.h:
@@ -71,6 +76,27 @@ class SmallWeights(Direction):
 
     def state_elements(self, targets: Sequence[Target]) -> int:
         return len(self.h) + self.z.state_elements(targets)
+
+
+def kth_magnitude(weight: Tensor, k: int) -> float:
+    """The k-th smallest |w| (k from 1), in float32: exact for weights of at most 32 bits.
+
+    Non-negative floats are ordered like their bits, so two counts of 16 bits each find it; a slice at a time, since
+    sorting would take memory of the weight's size.
+    """
+    found = 0
+    for shift, above in ((16, 0), (0, 16)):
+        counts = torch.zeros(1 << 16, dtype=torch.int64, device=weight.device)
+        for part in weight.reshape(-1).split(1 << 20):
+            bits = part.abs().to(torch.float32).view(torch.int32)
+            if above:
+                bits = bits[bits >> above == found >> above]
+            counts += torch.bincount(bits >> shift & 0xFFFF, minlength=1 << 16)
+        total = counts.cumsum(0)
+        digit = int(torch.searchsorted(total, k))
+        k -= int(total[digit - 1]) if digit else 0
+        found |= digit << shift
+    return float(torch.tensor(found, dtype=torch.int32).view(torch.float32))
 
 
 def SparseMeZO(

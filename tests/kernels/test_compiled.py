@@ -1,0 +1,114 @@
+"""The compiled kernels give the bits of the plain ones, whatever the law, dtype, start, length and thread count."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tests.models import Weights, flat, normals, of, train
+
+from zotune import kernels
+from zotune import noise as stream
+from zotune.methods import METHODS
+from zotune.noise import LAWS, Key, Law, Purpose
+
+CPU = torch.device("cpu")
+KEY = Key(20230517, 2**33 + 3, 1)
+SIZES = ((0, 1 << 16), (128 * 5, 40_007), (8, 33_000), (3, 32_768 + 129))
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: nothing can be compiled")
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compile whatever the size. Importing torch's compiler raises torch's own deprecation warnings."""
+    monkeypatch.setenv("ZOTUNE_KERNELS", "compiled")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
+        assert kernels._compiled() is not None, "a compiler is here, but the kernels did not compile"
+        yield
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(("start", "count"), SIZES)
+def test_compiled_noise_equals_plain_noise(law: Law, start: int, count: int) -> None:
+    """Bit for bit, from aligned and unaligned starts, with a last block that is cut."""
+    fast = kernels.noise(law, KEY, "w", start, start + count, CPU, fast=True)
+    assert torch.equal(fast, stream.noise(law, KEY, "w", start, start + count))
+
+
+@pytest.mark.parametrize(("start", "count"), SIZES)
+def test_compiled_dither_equals_plain_dither(start: int, count: int) -> None:
+    """Bit for bit."""
+    key = Key(7, 1, 0, Purpose.DITHER)
+    fast = kernels.bits16(key, "w", start, start + count, CPU, fast=True)
+    assert fast.dtype == torch.int32
+    assert torch.equal(fast, stream.bits16(key, "w", start, start + count))
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("scales", [[1e-3], [1e-3, -1e-3]])
+def test_compiled_sums_equal_plain_sums(law: Law, dtype: torch.dtype, scales: list[float]) -> None:
+    """`w + s z` for one and two scales: no fused multiply-add, no other order of rounding."""
+    for start, count in SIZES:
+        w = normals(count, 1, dtype)
+        fast = kernels.add_noise(w, law, KEY, "w", start, scales, fast=True)
+        plain = kernels.add_noise(w, law, KEY, "w", start, scales, fast=False)
+        assert [part.dtype for part in fast] == [dtype] * len(scales)
+        assert all(torch.equal(a, b) for a, b in zip(fast, plain, strict=True))
+
+
+def test_the_compiled_path_is_really_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests would prove nothing if the plain twin had answered."""
+    monkeypatch.setattr(stream, "noise", None)
+    monkeypatch.setattr(stream, "bits16", None)
+    kernels.noise("gaussian", KEY, "w", 0, 1 << 16, CPU, fast=True)
+    kernels.bits16(KEY, "w", 0, 1 << 16, CPU, fast=True)
+
+
+def test_one_and_two_threads_give_the_same_bits() -> None:
+    """The compiled loops are split among threads; their number changes no bit."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(kernels.noise("gaussian", KEY, "w", 0, 200_000, CPU, fast=True))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_with_compiled_kernels_ends_with_the_same_weights(
+    method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps on tensors large enough for the compiled path: weights and losses equal the plain run's."""
+    ends = []
+    for mode in ("compiled", "eager"):
+        monkeypatch.setenv("ZOTUNE_KERNELS", mode)
+        model = Weights(matrix=normals((301, 257), 1, dtype), long=normals(50_001, 2, dtype))
+        optimizer = train(method, model, lr=1e-2)
+        assert optimizer.perturber.fast == (mode == "compiled")
+        losses = [optimizer.step(of(lambda theta: theta.float().square().mean()), {}) for _ in range(3)]
+        ends.append((losses, flat(model)))
+    assert ends[0][0] == ends[1][0]
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+def test_compiling_works_where_warnings_are_errors() -> None:
+    """torch's compiler imports modules that warn; a caller's strict filter must not disable the fast path."""
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import logging, sys; logging.basicConfig(stream=sys.stderr)\n"
+        "from zotune import kernels\n"
+        "sys.exit(kernels._compiled() is None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,313 @@
+"""What every method must do, on every row of METHODS: a new method runs these without a line here."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tests.models import (
+    FAMILIES,
+    LANE_FAMILIES,
+    Weights,
+    batch_for,
+    displaced,
+    flat,
+    loss,
+    normals,
+    of,
+    same_bits,
+    tiny,
+    train,
+    weights,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zotune.estimate import Point
+from zotune.methods import METHODS, accepts, table
+from zotune.optimizer import ZerothOrder
+
+methods = pytest.mark.parametrize("method", METHODS)
+families = pytest.mark.parametrize("family", FAMILIES)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def evaluated(method: str, family: str, dtype: torch.dtype, lanes: Any) -> tuple[ZerothOrder, Tensor]:
+    """An optimizer after one evaluation of the points of step 0, and the losses."""
+    model = tiny(family, dtype)
+    optimizer = train(method, model, lanes=lanes)
+    return optimizer, optimizer.evaluator.losses(loss, batch_for(family), optimizer.estimator.points(0, 0))
+
+
+@methods
+@families
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-14), (torch.float32, 1e-5)])
+def test_lanes_equal_single_evaluations_equal_an_explicit_copy(
+    method: str, family: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Losses near 4: equal to an explicitly perturbed copy within 2e-14 in float64 (a few last bits), 1e-5 in float32."""
+    together, in_lanes = evaluated(method, family, dtype, "auto")
+    alone, single = evaluated(method, family, dtype, "off")
+    batch = batch_for(family)
+    with torch.inference_mode():
+        copies = torch.stack([loss(displaced(alone, p), batch).double() for p in alone.estimator.points(0, 0)])
+        middle = loss(alone.model, batch).double()
+    assert in_lanes.shape == single.shape == copies.shape == (2, 3)
+    assert float((in_lanes - single).abs().max()) <= tolerance
+    assert float((single - copies).abs().max()) <= tolerance
+    # The points are far apart compared with the tolerance: a lane that was not perturbed would show.
+    assert float((copies[0] - middle).abs().min()) > 10 * tolerance
+    assert float((copies[0] - copies[1]).abs().min()) > 10 * tolerance
+    if family in LANE_FAMILIES:
+        assert (together.evaluator.mode, together.evaluator.reason) == ("lanes", "")
+    else:
+        assert together.evaluator.mode == "sequential"
+        assert "experts" in together.evaluator.reason
+
+
+@methods
+@families
+def test_evaluating_changes_no_bit_of_the_model(method: str, family: str) -> None:
+    """Parameters (minus zeros planted among them), buffers and training flags are as before, in bfloat16 too."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny(family, dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.view(-1)[::3] = -0.0
+        model.train()
+        next(model.children()).eval()
+        before, flags = weights(model), [module.training for module in model.modules()]
+        holders = [dict(module._parameters) for module in model.modules()]
+        optimizer = train(method, model, queries=2)
+        optimizer.estimate(loss, batch_for(family))
+        assert same_bits(weights(model), before)
+        assert [module.training for module in model.modules()] == flags
+        assert all(
+            held[key] is module._parameters[key]
+            for held, module in zip(holders, model.modules(), strict=True)
+            for key in held
+        )
+
+
+@methods
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ["lr 0", "constant objective"])
+def test_a_thousand_steps_without_an_update_change_no_bit(method: str, dtype: torch.dtype, case: str) -> None:
+    """With lr 0, or with a loss that never changes, weights stay bit-identical: nothing drifts, minus zeros included."""
+    tensors = {"matrix": normals((9, 7), 1), "vector": normals(11, 2), "scalar": normals((), 3)}
+    tensors["zeros"] = torch.full((3, 5), -0.0)
+    model = Weights(**{name: tensor.to(dtype) for name, tensor in tensors.items()})
+    before = weights(model)
+    optimizer = train(method, model, lr=0.0 if case == "lr 0" else 0.5)
+    objective = of(lambda theta: theta.float().square().sum() if case == "lr 0" else theta.float().sum() * 0 + 0.3)
+    for _ in range(1000):
+        optimizer.step(objective, {})
+    assert optimizer.steps == 1000
+    assert same_bits(weights(model), before)
+
+
+ODD: dict[str, tuple[int, ...]] = {
+    "matrix": (7, 5),
+    "flat": (1, 13),
+    "tall": (101, 2),
+    "vector": (9,),
+    "scalar": (),
+    "kernel": (3, 2, 2, 3),
+    "large": (401, 307),
+    "long": (100_003,),
+}
+
+
+def probed(optimizer: ZerothOrder, key: Any) -> dict[str, Tensor]:
+    """The direction that the evaluation uses, from the stand-ins' values at +1 and -1, per parameter, in float64."""
+    sides = []
+    for scale in (1.0, -1.0):
+        with torch.no_grad(), optimizer.perturber.at(Point(key, scale)):
+            parameters = dict(optimizer.model.named_parameters())
+            sides.append({name: parameters[name] + 0.0 for name in optimizer.names})
+    return {name: (sides[0][name] - sides[1][name]) / 2 for name in optimizer.names}
+
+
+@methods
+@pytest.mark.parametrize("queries", [1, 3])
+def test_the_direction_probed_is_the_direction_applied(method: str, queries: int) -> None:
+    """On 7 steps, refreshes included, the change of every tensor is -lr sum(coef z) with the z that was evaluated.
+
+    Odd shapes, tensors above 100,000 elements, ranks above a dimension; relative error below 1e-9, so the cosine is 1.
+    """
+    model = Weights(**{name: normals(shape, len(name), torch.float64) for name, shape in ODD.items()})
+    optimizer = train(method, model, lr=0.01, queries=queries)
+    slope = normals(flat(model).numel(), 99, torch.float64)
+    for step in range(7):
+        keys = [point.key for point in optimizer.estimator.points(0, step)[::2]]
+        seen = [probed(optimizer, key) for key in dict.fromkeys(keys)]
+        before = weights(model)
+        optimizer.step(of(lambda theta: slope @ theta), {})
+        assert len(optimizer.probes) == len(seen) == queries
+        for name in ODD:
+            applied = (weights(model)[name] - before[name]) / -0.01
+            expected = sum(probe.coef * z[name] for probe, z in zip(optimizer.probes, seen, strict=True))
+            assert isinstance(expected, Tensor) and float(expected.norm()) > 0
+            assert float((applied - expected).norm()) <= 1e-9 * float(expected.norm()), (step, name)
+            cosine = functional.cosine_similarity(applied.reshape(1, -1), expected.reshape(1, -1))
+            assert float(cosine) == pytest.approx(1, abs=1e-12)
+
+
+class Lookup(nn.Module):
+    """A table, a linear layer and GPT-2's kind of linear layer: the operations with short ways past the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(23, 5).double()
+        self.linear = nn.Linear(11, 6).double()
+        self.turned = nn.ParameterDict({"w": torch.zeros(4, 9, dtype=torch.float64)})
+        for index, parameter in enumerate(self.parameters()):
+            parameter.data.copy_(normals(tuple(parameter.shape), index, torch.float64))
+
+    def forward(self) -> dict[str, Tensor]:
+        double = {"dtype": torch.float64}
+        turned = self.turned["w"]
+        return {
+            "table.weight": self.table(torch.arange(23).flip(0)).flip(0),
+            "linear.weight": (self.linear(torch.eye(11, **double)) - self.linear(torch.zeros(1, 11, **double))).T,
+            "linear.bias": self.linear(torch.zeros(1, 11, **double))[0],
+            "turned.w": torch.addmm(torch.zeros(9, **double), torch.eye(4, **double), turned) / 2
+            + torch.eye(4, **double) @ turned / 2,
+        }
+
+
+@methods
+def test_the_direction_seen_through_a_forward_is_the_direction_applied(method: str) -> None:
+    """Identity inputs read each weight through the model's own operations: those values move along the applied update."""
+    with torch.random.fork_rng():
+        model = Lookup()
+    optimizer = train(method, model, lr=0.01)
+    slope = {name: normals(tuple(parameter.shape), 50, torch.float64) for name, parameter in model.named_parameters()}
+    for step in range(5):
+        key = optimizer.estimator.points(0, step)[0].key
+        sides = []
+        for scale in (1.0, -1.0):
+            with torch.no_grad(), optimizer.perturber.at(Point(key, scale)):
+                sides.append(model())
+        before = weights(model)
+        optimizer.step(lambda model, batch: sum((model()[name] * slope[name]).sum() for name in slope), {})
+        for name in slope:
+            z = (sides[0][name] - sides[1][name]) / 2
+            applied = (weights(model)[name] - before[name]) / (-0.01 * optimizer.probes[0].coef)
+            assert float((applied - z).norm()) <= 1e-9 * float(z.norm()), (step, name)
+            assert float(z.norm()) > 0
+
+
+@methods
+def test_micro_batches_equal_one_batch_exactly(method: str) -> None:
+    """Per-example losses: however ten examples are split, the record and the weights are the same bits."""
+    ends = []
+    for sizes in ((10,), (4, 6), (1, 2, 3, 4), (6, 4)):
+        model, records = tiny("llama", torch.float64), []
+        optimizer = train(method, model, lanes="off", queries=2)
+        optimizer.record = records.append
+        batch = batch_for("llama", rows=10)
+        # The losses of an example may differ in the last bit between batch sizes: they are computed once, alone.
+        for _ in range(2):
+            first = 0
+            for size in sizes:
+                part = {key: value[first : first + size] for key, value in batch.items()}
+                optimizer.estimate(one_by_one, part)
+                first += size
+            optimizer.step()
+        ends.append((records, weights(model)))
+    for records, end in ends[1:]:
+        assert records == ends[0][0]
+        assert same_bits(end, ends[0][1])
+
+
+def one_by_one(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """`loss`, one forward for each example: the result cannot depend on the batch size."""
+    rows = len(batch["input_ids"])
+    return torch.cat([loss(model, {key: value[i : i + 1] for key, value in batch.items()}) for i in range(rows)])
+
+
+@methods
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_state_continues_bit_identically(method: str, dtype: torch.dtype) -> None:
+    """Five steps, state and weights to new objects, five more: equal to ten, whatever the weights were in between."""
+    batch = batch_for("gpt2")
+    straight = tiny("gpt2", dtype)
+    optimizer = train(method, straight, lr=3e-2, seed=4)
+    for _ in range(10):
+        optimizer.step(loss, batch)
+
+    first = tiny("gpt2", dtype)
+    half = train(method, first, lr=3e-2, seed=4)
+    for _ in range(5):
+        half.step(loss, batch)
+    state = copy.deepcopy(half.state_dict())
+    second = tiny("gpt2", dtype, seed=1)
+    second.load_state_dict(first.state_dict())
+    other = train(method, second, lr=1e-9, seed=0)
+    other.load_state_dict(state)
+    assert other.steps == 5
+    for _ in range(5):
+        other.step(loss, batch)
+    assert same_bits(weights(second), weights(straight))
+
+
+@methods
+@pytest.mark.parametrize("queries", [1, 3])
+def test_forwards_counted_are_forwards_declared(method: str, queries: int) -> None:
+    """Two forwards a query, counted by the evaluator and, independently, by calls of the model weighted by lanes."""
+    declared = eval(METHODS[method].forwards_per_step, {"queries": queries})  # noqa: S307 - our own table
+    for lanes, calls in (("off", declared), ("auto", declared // 2)):
+        model, seen = tiny("llama"), []
+        optimizer = train(method, model, queries=queries, lanes=lanes)
+        optimizer.step(loss, batch_for("llama"))  # the first step also proves the lanes
+        optimizer.evaluator.forwards = 0
+        hook = model.register_forward_hook(lambda module, args, output, seen=seen: seen.append(len(output.logits)))
+        for _ in range(3):
+            optimizer.step(loss, batch_for("llama"))
+        hook.remove()
+        assert optimizer.evaluator.forwards == 3 * declared
+        assert len(seen) == 3 * calls and sum(seen) == 3 * declared * 3
+
+
+@methods
+def test_the_estimate_is_unbiased_on_a_quadratic(method: str) -> None:
+    """The mean of `coef z` over 3,000 steps is P grad within 4.5 standard errors per coordinate.
+
+    P is E[z z'], estimated by the identity on what the method moves: 1 where the direction is ever nonzero, else 0.
+    A quadratic makes central differences exact, so nothing is left but the law of z.
+    """
+    model = Weights(matrix=normals((4, 3), 1, torch.float64), vector=normals(4, 2, torch.float64))
+    size = flat(model).numel()
+    curve = normals((size, size), 3, torch.float64)
+    curve = curve @ curve.T / size
+    theta = flat(model)
+    gradient = curve @ theta
+    options = {"interval": 1} if "interval" in accepts(method) else {}
+    optimizer = train(method, model, lr=0.0, **options)
+    estimates, moved = [], torch.zeros(size, dtype=torch.bool)
+    for step in range(3000):
+        key = optimizer.estimator.points(0, step)[0].key
+        optimizer.step(of(lambda joined: joined @ curve @ joined / 2), {})
+        z = torch.cat(
+            [optimizer.direction.block(t, key, 0, t.data.numel()).double() for t in optimizer.perturber.targets()]
+        )
+        moved |= z != 0
+        estimates.append(optimizer.probes[0].coef * z)
+    found = torch.stack(estimates)
+    error = found.mean(0) - gradient * moved
+    bound = 4.5 * found.std(0) / len(found) ** 0.5
+    assert bool((error.abs() <= bound).all()), (error / bound).tolist()
+    assert float(bound.max()) < float(gradient.norm())
+
+
+def test_the_table_is_complete() -> None:
+    """Each row names its paper and its cost, and its factory takes the arguments every method has."""
+    assert [row["name"] for row in table()] == list(METHODS)
+    for name, row in METHODS.items():
+        assert row.name == name and row.arxiv.count(".") == 1 and row.forwards_per_step and row.state
+        assert {"lr", "eps", "queries", "seed", "law"} <= accepts(name)
+        optimizer = train(name, nn.Linear(2, 2))
+        assert optimizer.method == name and set(optimizer.arguments) <= accepts(name)

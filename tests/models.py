@@ -1,0 +1,168 @@
+"""Tiny random models of many families, a batch and a per-example loss for each, and methods with test arguments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zotune.direction import Target
+from zotune.estimate import Point
+from zotune.methods import METHODS
+from zotune.optimizer import ZerothOrder
+
+VOCAB = 40
+LENGTH = 6
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+HEADS = {"num_key_value_heads": 1, "head_dim": 8}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "decoder_sparse_step": 1}
+
+# The families that must ride in lanes, and the one that must say why it cannot.
+LANE_FAMILIES = ("llama", "qwen3", "gemma3", "opt", "gpt2", "bert", "roberta", "t5")
+FAMILIES = (*LANE_FAMILIES, "qwen3_moe")
+
+# Arguments that reach every branch of a method on a tiny model; a method without a row runs with its defaults.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "lozo": {"rank": 3, "interval": 3},
+    "sparse_mezo": {"sparsity": 0.6},
+}
+
+
+def _build(family: str) -> nn.Module:
+    if family == "llama":
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, **HEADS))
+    if family == "qwen3":
+        return hf.Qwen3ForCausalLM(hf.Qwen3Config(**SIZES, **HEADS, tie_word_embeddings=True))
+    if family == "gemma3":
+        return hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**SIZES, **HEADS, sliding_window=4))
+    if family == "qwen3_moe":
+        return hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, experts_implementation="eager"))
+    if family == "opt":
+        sizes = {key: value for key, value in SIZES.items() if key != "intermediate_size"}
+        return hf.OPTForCausalLM(hf.OPTConfig(**sizes, ffn_dim=24, word_embed_proj_dim=16))
+    if family == "gpt2":
+        return hf.GPT2LMHeadModel(
+            hf.GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=32, **ENDS)
+        )
+    if family == "bert":
+        return hf.BertForMaskedLM(hf.BertConfig(**SIZES))
+    if family == "roberta":
+        return hf.RobertaForMaskedLM(hf.RobertaConfig(**SIZES, pad_token_id=1))
+    return hf.T5ForConditionalGeneration(
+        hf.T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    )
+
+
+def tiny(family: str, dtype: torch.dtype = torch.float32, seed: int = 7) -> nn.Module:
+    """A model of two layers with seeded weights, in eval mode. The global random state is left as it was."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        model = _build(family)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Norm weights and biases too: zeros and ones would hide a lane that used the wrong one.
+            spread = 0.3 if parameter.ndim > 1 else 0.1
+            base = parameter if parameter.ndim < 2 else torch.zeros_like(parameter)
+            parameter.copy_(base + spread * torch.randn(parameter.shape, generator=generator))
+    return model.eval().to(dtype)
+
+
+def batch_for(family: str, rows: int = 3, seed: int = 5) -> dict[str, Tensor]:
+    """Token ids and labels of `rows` examples; a mask where the family's objective passes one."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = {"input_ids": torch.randint(3, VOCAB, (rows, LENGTH), generator=generator)}
+    batch["labels"] = torch.randint(3, VOCAB, (rows, LENGTH), generator=generator)
+    if family in ("bert", "roberta", "t5"):
+        mask = torch.ones(rows, LENGTH, dtype=torch.int64)
+        mask[0, -2:] = 0
+        batch["attention_mask"] = mask
+    return batch
+
+
+def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross entropy of each example, (B,), whatever the family: the model's logits against the labels."""
+    logits = model(**batch).logits
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return functional.cross_entropy(wide.transpose(1, 2), batch["labels"], reduction="none").mean(1)
+
+
+def train(name: str, model: nn.Module, lr: float = 1e-3, eps: float = 1e-2, **options: Any) -> ZerothOrder:
+    """The optimizer of a row of METHODS on `model`, with the arguments for tests."""
+    return METHODS[name].build(model, lr=lr, eps=eps, **{**ARGUMENTS.get(name, {}), **options})
+
+
+def displaced(optimizer: ZerothOrder, point: Point) -> nn.Module:
+    """An explicit copy of the model at `point`: every parameter in scope is written as `W + scale * z`."""
+    model = copy.deepcopy(optimizer.model)
+    named = dict(model.named_parameters())
+    for target in optimizer.perturber.targets():
+        z = optimizer.direction.block(target, point.key, 0, target.data.numel()).view(target.data.shape)
+        wide = torch.float64 if target.data.dtype == torch.float64 else torch.float32
+        scale = torch.tensor(point.scale, dtype=wide)
+        named[target.name].data.copy_(target.data.to(wide) + scale * z.to(wide))
+    return model
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bit for bit, so that -0.0 differs from 0.0 and NaN equals itself."""
+    return one.keys() == other.keys() and all(
+        one[name].shape == other[name].shape
+        and one[name].dtype == other[name].dtype
+        and torch.equal(_bits(one[name]), _bits(other[name]))
+        for name in one
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def normals(shape: tuple[int, ...] | int, seed: int, dtype: torch.dtype = torch.float32, spread: float = 1.0) -> Tensor:
+    """Seeded normal numbers that do not touch the global generator."""
+    sizes = (shape,) if isinstance(shape, int) else shape
+    return (torch.randn(sizes, generator=torch.Generator().manual_seed(seed)) * spread).to(dtype)
+
+
+class Weights(nn.Module):
+    """Bare tensors as a model: `forward()` gives them flattened and joined, so a loss can be any function of theta."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=True))
+
+    def forward(self) -> Tensor:
+        return torch.cat([getattr(self, name).reshape(-1) for name in self._parameters])
+
+
+def of(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+    """An objective on `Weights`: `function` of the joined parameters."""
+    return lambda model, batch: function(model())
+
+
+def flat(model: nn.Module) -> Tensor:
+    """All parameters, flattened and joined, as a copy."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+def target_of(optimizer: ZerothOrder, name: str) -> Target:
+    """The target of one parameter."""
+    return next(target for target in optimizer.perturber.targets() if target.name == name)

@@ -1,0 +1,221 @@
+"""Directions: blocks, rows, factors and sums agree, draws are pure, and what is kept stays within its bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.models import ARGUMENTS, Weights, normals, train
+from torch import Tensor
+
+from zotune import kernels
+from zotune.direction import Dense, Direction, LowRank, Target, Together
+from zotune.methods import METHODS
+from zotune.methods.sparse_mezo import SmallWeights
+from zotune.noise import LAWS, Key, Law, Purpose, noise
+
+KEY = Key(3, 7, 1)
+# Odd shapes, a vector, a scalar, an empty one, more than two dimensions, and one above the size of joint draws.
+SHAPES: dict[str, tuple[int, ...]] = {
+    "matrix": (7, 5),
+    "thin": (1, 9),
+    "tall": (130, 3),
+    "vector": (33,),
+    "scalar": (),
+    "kernel": (4, 3, 2, 2),
+    "large": (331, 307),
+    "long": (20_011,),
+}
+DIRECTIONS = {
+    "dense": lambda law: Dense(law),
+    "small": lambda law: SmallWeights(law, 0.6),
+    "lowrank": lambda law: LowRank(2, 3, law),
+    "lowrank-wide": lambda law: LowRank(11, 2, law, "none"),
+}
+
+
+def targets(dtype: torch.dtype = torch.float32) -> list[Target]:
+    return [Target(name, normals(shape, len(name), dtype, 0.1)) for name, shape in SHAPES.items()]
+
+
+def build(kind: str, dtype: torch.dtype = torch.float32, law: Law = "gaussian") -> tuple[Direction, list[Target]]:
+    direction, every = DIRECTIONS[kind](law), targets(dtype)
+    direction.prepare(every)
+    return direction, every
+
+
+kinds = pytest.mark.parametrize("kind", DIRECTIONS)
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+
+
+def whole(direction: Direction, target: Target, key: Key = KEY) -> Tensor:
+    return direction.block(target, key, 0, target.data.numel())
+
+
+@kinds
+@pytest.mark.parametrize("law", LAWS)
+def test_a_block_is_a_slice_of_the_whole(kind: str, law: Law) -> None:
+    """Cut anywhere, a direction's blocks join to the direction, bit for bit."""
+    direction, every = build(kind, law=law)
+    for target in every:
+        z, size = whole(direction, target), target.data.numel()
+        assert z.shape == (size,)
+        for start, stop in ((0, 1), (1, size), (size // 3, size // 2), (size // 2, size // 2)):
+            assert torch.equal(direction.block(target, KEY, start, stop), z[start:stop]), target.name
+
+
+@kinds
+@dtypes
+def test_rows_are_rows_of_the_whole(kind: str, dtype: torch.dtype) -> None:
+    """Looked-up rows, repeated and out of order, equal the same rows of the whole direction."""
+    direction, every = build(kind, dtype)
+    for target in every:
+        height, columns = target.matrix_shape
+        rows = torch.tensor([height - 1, 0, height // 2, 0])
+        expected = whole(direction, target).view(height, columns)[rows]
+        assert torch.equal(direction.rows(target, KEY, rows), expected), target.name
+        assert Direction.rows(direction, target, KEY, rows[:0]).shape == (0, columns)
+        assert torch.equal(Direction.rows(direction, target, KEY, rows), expected), target.name
+
+
+@kinds
+@dtypes
+def test_adding_equals_the_block_added(kind: str, dtype: torch.dtype) -> None:
+    """The fused sum is `w + s z` with the block's own z, for each scale; a mask keeps the bits of w."""
+    direction, every = build(kind, dtype)
+    for target in every:
+        size = target.data.numel()
+        for start, stop in ((0, size), (size // 4, size // 2)):
+            w = target.data.reshape(-1)[start:stop]
+            z = direction.block(target, KEY, start, stop)
+            sums = direction.add(target, KEY, start, w, [0.3, -0.3])
+            for scale, moved in zip((0.3, -0.3), sums, strict=True):
+                assert moved.dtype == dtype
+                assert torch.equal(moved, kernels.add_scaled(w, z, scale)), target.name
+
+
+@kinds
+def test_draws_are_pure(kind: str) -> None:
+    """The same question gives the same bits after any other questions, and in a second object."""
+    direction, every = build(kind)
+    first = {target.name: whole(direction, target).clone() for target in every}
+    for step in range(12):
+        for target in reversed(every):
+            whole(direction, target, Key(3, step, step % 3))
+    other, _ = build(kind)
+    for target in reversed(every):
+        assert torch.equal(whole(direction, target), first[target.name])
+        assert torch.equal(whole(other, target), first[target.name])
+
+
+@kinds
+def test_another_key_or_name_is_another_direction(kind: str) -> None:
+    """Step, query and name each change the direction of a matrix and of a vector."""
+    direction, every = build(kind)
+    twin = Target("twin", every[0].data)
+    direction.prepare([twin])
+    assert not torch.equal(whole(direction, twin), whole(direction, every[0]))
+    for target in (every[0], every[3], every[6]):
+        for key in (Key(3, 8, 1), Key(3, 7, 2), Key(4, 7, 1)):
+            assert not torch.equal(whole(direction, target, key), whole(direction, target)), target.name
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_dense_direction_is_the_noise(law: Law) -> None:
+    """Small tensors drawn together and large ones drawn alone: both are the stream itself."""
+    direction, every = build("dense", law=law)
+    for target in every:
+        assert torch.equal(whole(direction, target), noise(law, KEY, target.name, 0, target.data.numel()))
+
+
+@dtypes
+@pytest.mark.parametrize("normalize", ["none", "rms"])
+def test_factors_multiply_to_the_direction(dtype: torch.dtype, normalize: Any) -> None:
+    """`scale u v'` in float64 equals the block up to float32 rounding; vectors have no factors."""
+    direction, every = LowRank(3, 2, "gaussian", normalize), targets(dtype)
+    direction.prepare(every)
+    for target in every:
+        factors = direction.factors(target, KEY)
+        if target.data.dim() < 2:
+            assert factors is None
+            continue
+        assert factors is not None and factors.u.dtype == factors.v.dtype == dtype
+        product = factors.scale * factors.u.double() @ factors.v.double().T
+        height, columns = target.matrix_shape
+        found = whole(direction, target).double().view(height, columns)
+        torch.testing.assert_close(found, product, rtol=0, atol=1e-14 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_rms_keeps_the_variance_of_one_whatever_the_rank(rank: int) -> None:
+    """The mean square of Z is 1 within 4.5 standard errors, from 200 draws of a matrix of 64 by 48."""
+    target = Target("w", torch.zeros(64, 48))
+    direction = LowRank(rank, 1)
+    direction.prepare([target])
+    squares = torch.stack([whole(direction, target, Key(0, step)).square().mean() for step in range(200)]).double()
+    assert abs(float(squares.mean()) - 1) < 4.5 * float(squares.std()) / 200**0.5
+
+
+def test_one_v_serves_a_window_and_all_its_queries() -> None:
+    """V changes at multiples of the interval only, U with every step and query; purposes keep U and V apart."""
+    direction, every = build("lowrank")
+    found = {(step, query): direction.factors(every[0], Key(3, step, query)) for step in range(7) for query in range(2)}
+    for (step, query), factors in found.items():
+        for (other_step, other_query), other in found.items():
+            assert factors is not None and other is not None
+            assert torch.equal(factors.v, other.v) == (step // 3 == other_step // 3)
+            assert torch.equal(factors.u, other.u) == ((step, query) == (other_step, other_query))
+    window = noise("gaussian", Key(3, 2, 0, Purpose.BASIS), "matrix", 0, 10).view(5, 2)
+    factors = found[6, 1]
+    assert factors is not None and torch.equal(factors.v, window)
+
+
+def tensors_of(value: Any, seen: set[int]) -> int:
+    """Elements of all distinct tensor storages reachable from an object's attributes."""
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen:
+            return 0
+        seen.add(storage.data_ptr())
+        return storage.nbytes() // value.element_size()
+    if isinstance(value, dict):
+        return sum(tensors_of(item, seen) for item in value.values()) + sum(
+            isinstance(item, float) for item in value.values()
+        )
+    if isinstance(value, (list, tuple, set)):
+        return sum(tensors_of(item, seen) for item in value)
+    return sum(tensors_of(item, seen) for item in vars(value).values()) if hasattr(value, "__dict__") else 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_kept_is_what_was_declared(method: str) -> None:
+    """After many steps the direction holds no more numbers than `state_elements` says, and never a large tensor."""
+    model = Weights(large=normals((400, 300), 1), small=normals((20, 30), 2), vector=normals(50, 3))
+    optimizer = train(method, model, queries=3, scope="full")
+    for _ in range(7):
+        optimizer.step(lambda model, batch: model().square().mean(), {})
+    declared = optimizer.direction.state_elements(optimizer.perturber.targets())
+    # Joint draws are padded to whole blocks of the stream: 128 elements a tensor and key at most.
+    padding = 128 * 3 * 8
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = tensors_of(optimizer, known)
+    assert kept <= declared + padding
+    # State grows with the sides of a matrix or with small tensors only: nothing here is as large as the matrix.
+    rank = ARGUMENTS.get(method, {}).get("rank", 0)
+    assert declared <= 4 * (650 + rank * 750) + rank * 330 + 10 < 400 * 300
+
+
+def test_joint_draws_keep_the_latest_keys_only() -> None:
+    """The cache holds `keep` keys, gives the same values after one is dropped, and counts its elements."""
+    together = Together("gaussian", keep=2)
+    together.add("a", 10, torch.device("cpu"))
+    together.add("b", 5, torch.device("cpu"))
+    first = together.draw(Key(0, 0), "a", torch.device("cpu")).clone()
+    for step in range(5):
+        together.draw(Key(0, step), "b", torch.device("cpu"))
+    assert len(together._drawn) == 2 and together.elements == 30
+    assert torch.equal(together.draw(Key(0, 0), "a", torch.device("cpu")), first)

@@ -1,0 +1,36 @@
+"""Where a step evaluates, and how losses become probes."""
+
+from __future__ import annotations
+
+import pytest
+
+from zotune.estimate import Point, Probe, TwoSided
+from zotune.noise import Key
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_each_query_is_evaluated_on_both_sides_of_its_own_key(queries: int) -> None:
+    """Plus before minus, query after query: the order in which the journal records losses."""
+    points = TwoSided(0.25, queries).points(9, 4)
+    expected = [Point(Key(9, 4, query), side) for query in range(queries) for side in (0.25, -0.25)]
+    assert points == expected
+
+
+def test_a_probe_is_the_central_difference_shared_among_queries() -> None:
+    """`(plus - minus) / (2 eps n)`, and the losses stay with the probe."""
+    probes = TwoSided(0.5, 2).probes(9, 4, [3.0, 1.0, 2.0, 6.0])
+    assert probes == [Probe(Key(9, 4, 0), 1.0, (3.0, 1.0)), Probe(Key(9, 4, 1), -2.0, (2.0, 6.0))]
+
+
+def test_equal_losses_give_a_coefficient_of_zero() -> None:
+    """A constant objective has no slope in any direction, without rounding."""
+    assert [probe.coef for probe in TwoSided(1e-3, 3).probes(0, 0, [0.1] * 6)] == [0.0] * 3
+
+
+def test_points_and_probes_are_pure() -> None:
+    """Asked twice, or for another step in between, an estimator answers the same."""
+    estimator = TwoSided(1e-3, 2)
+    first = estimator.points(1, 2)
+    estimator.points(1, 3)
+    assert estimator.points(1, 2) == first
+    assert [probe.key for probe in estimator.probes(1, 2, [0.0] * 4)] == [point.key for point in first[::2]]
