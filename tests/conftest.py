@@ -57,9 +57,7 @@ def shared_data() -> Path:
 
 # --- a tiny run: model, tokenizer and rows in files, as `zotune train` takes them
 
-WORDS = (
-    "a the film plot cast is was it good bad dull great terrible fine warm mess script and but so very not".split()
-)
+WORDS = "a the film plot cast is was it good bad dull great terrible fine warm mess script and but so very not".split()
 
 
 @pytest.fixture(scope="session")

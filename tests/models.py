@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -41,6 +42,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules that take it up: tensors this small only lose by a second thread, most on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _build(family: str) -> nn.Module:
     if family == "llama":
         return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, **HEADS))
@@ -64,6 +74,13 @@ def _build(family: str) -> nn.Module:
     return hf.T5ForConditionalGeneration(
         hf.T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0)
     )
+
+
+def seeded(build: Callable[[], nn.Module], seed: int = 1) -> Any:
+    """A module with the library's own initial weights; the global random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
 
 
 def tiny(family: str, dtype: torch.dtype = torch.float32, seed: int = 7) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests import models
 from tests.models import ARGUMENTS, Weights, normals, train
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from zotune.methods import METHODS
 from zotune.methods.sparse_mezo import SmallWeights
 from zotune.noise import LAWS, Key, Law, Purpose, noise
 
+one_thread = models.one_thread
 KEY = Key(3, 7, 1)
 # Odd shapes, a vector, a scalar, an empty one, more than two dimensions, and one above the size of joint draws.
 SHAPES: dict[str, tuple[int, ...]] = {

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests import models
 from tests.models import batch_for, loss, tiny, train
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from zotune import noise as stream
 from zotune.methods import METHODS
 from zotune.noise import LAWS, QUANTILES, Key, Law, Purpose
 
+one_thread = models.one_thread
 NAME = "model.layers.0.self_attn.q_proj.weight"
 KEY = Key(20230517, 3, 1)
 

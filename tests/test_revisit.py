@@ -41,15 +41,16 @@ class Noting:
 @pytest.mark.parametrize("scope", ["full", "lora"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["mezo", "sparse_mezo", "lozo"])
-def test_two_hundred_steps(config: Config, tmp_path: Path, dtype: str, scope: str, method: str) -> None:
-    """The journal of 200 steps gives the trained weights to the bit, without data and without a forward pass."""
-    options = {"dtype": dtype, "scope": scope, "method": method, "steps": 200, "batch_size": 2, "eval": None}
+def test_replay_is_the_run(config: Config, tmp_path: Path, dtype: str, scope: str, method: str) -> None:
+    """The journal (of 200 steps for MeZO) gives the trained weights to the bit, without data or a forward pass."""
+    steps = 200 if method == "mezo" else 30
+    options = {"dtype": dtype, "scope": scope, "method": method, "steps": steps, "batch_size": 2, "eval": None}
     trained = train(config(**options, lr=1e-3, weight_decay=0.01), Quiet())
     # Neither rows nor snapshots are needed.
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("train.jsonl", "gone.jsonl"))
     found = replay(tmp_path / "run", True, Quiet())
-    assert found["verified"] and found["steps"] == 200
+    assert found["verified"] and found["steps"] == steps
     assert found["weights_sha256"] == found["recorded_sha256"] == trained["weights_sha256"]
     assert found["journal_bytes"] == trained["journal_bytes"]
     base = load_model(config(**options))
@@ -146,6 +147,7 @@ def test_changed_base_below_the_scope(run: Path, config: Config, tiny: Callable[
         evaluate_run(config_of(RunPaths(run)), run, Quiet())
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reading a model of transformers
 @pytest.mark.parametrize("options", [{"scope": "full"}, {"scope": "lora"}, {"dtype": "bfloat16", "scope": "last:1"}])
 def test_saved_model(config: Config, tmp_path: Path, options: dict[str, Any]) -> None:
     """`to` holds the trained weights as Hugging Face loads them, tokenizer included."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from zotune.errors import RunError
-from zotune.journal import Journal
+from zotune.journal import Journal, StepRecord
 from zotune.run import RunFolder, RunPaths
 
 
@@ -34,11 +34,17 @@ def test_create_makes_folder_config_and_lock(tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "b" / "lock").exists()
 
 
-def test_create_refuses_a_folder_that_holds_a_run(run: RunFolder) -> None:
-    """The refusal says how to resume and changes nothing."""
+@pytest.mark.parametrize("damaged", [False, True])
+def test_create_refuses_a_folder_that_holds_a_run(run: RunFolder, damaged: bool) -> None:
+    """The refusal says how to resume and changes nothing; a journal that cannot be read may hold steps."""
+    with Journal.append_to(run.paths.journal) as journal:
+        journal.append(StepRecord(0, (0.1,), (1.0, 2.0)))
+    if damaged:
+        run.paths.journal.write_bytes(b"?" + run.paths.journal.read_bytes()[1:])
+    run.close()
     with pytest.raises(RunError, match=r"holds a run already.*zotune resume .*runs/x.*--output-dir"):
         RunFolder.create(run.path, "other: x\n")
-    assert run.paths.config.read_text() == "model: m\n"
+    assert run.paths.config.read_text() == "model: m\n" and run.paths.journal.exists()
 
 
 @pytest.mark.parametrize("name", ["snapshots", "metrics.jsonl"])
@@ -58,8 +64,12 @@ def test_create_after_a_stop_before_the_first_step(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, "old: 1\n") as folder:
         folder.log_metrics({"step": 0, "eval": {}})
         folder.log_timing({"step": 0})
+        Journal.create(folder.paths.journal, {}).close()
+        with pytest.raises(RunError, match="in use by process"):  # a run that has only just begun
+            RunFolder.create(tmp_path, "new: 1\n")
     with RunFolder.create(tmp_path, "new: 1\n") as folder:
-        assert not folder.paths.metrics.exists() and not folder.paths.timing.exists()
+        left = (folder.paths.journal, folder.paths.metrics, folder.paths.timing)
+        assert not any(path.exists() for path in left)
         assert folder.paths.config.read_text() == "new: 1\n"
 
 
@@ -151,31 +161,30 @@ def test_metrics_are_lines(run: RunFolder) -> None:
         run.log_metrics({"loss": 1.0})
 
 
-@pytest.mark.parametrize("step", [0, 1, 3, 5])
+@pytest.mark.parametrize("lines", [0, 1, 3, 6])
 @pytest.mark.parametrize("torn", [b"", b'{"step": 6, "lo', b'{"step": 1, "x": 1}', b"\xff\n", b"[]\n"])
-def test_cut_metrics_ends_equal_to_an_undisturbed_run(run: RunFolder, step: int, torn: bytes) -> None:
-    """Cut at any step, with any unfinished last line, and written on: the same bytes as without the stop."""
+def test_cut_metrics_ends_equal_to_an_undisturbed_run(run: RunFolder, lines: int, torn: bytes) -> None:
+    """Cut at any line, with any unfinished last one, and written on: the same bytes as without the stop."""
 
     def log(first: int) -> None:
         for number in range(first, 6):
             run.log_metrics({"step": number, "loss": number / 3})
-            if number % 2 == 0:
-                run.log_metrics({"step": number, "eval_accuracy": number / 7})
 
-    log(1)
+    log(0)
     undisturbed = run.paths.metrics.read_bytes()
     with run.paths.metrics.open("ab") as file:
         file.write(torn)
-    rows = run.cut_metrics(step)
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, step + 1))
-    log(step + 1)
+    assert [row["step"] for row in run.metrics()][:6] == list(range(6))
+    run.cut_metrics(lines)
+    assert [row["step"] for row in run.metrics()] == list(range(lines))
+    log(lines)
     assert run.paths.metrics.read_bytes() == undisturbed
 
 
 def test_cut_metrics_without_a_file(run: RunFolder) -> None:
     """A run stopped before its first metrics line has nothing to cut."""
-    assert run.cut_metrics(10) == []
-    assert not run.paths.metrics.exists()
+    run.cut_metrics(10)
+    assert run.metrics() == [] and not run.paths.metrics.exists()
 
 
 def test_metrics_on_a_full_disk(run: RunFolder) -> None:
@@ -187,7 +196,7 @@ def test_metrics_on_a_full_disk(run: RunFolder) -> None:
             run.log_metrics({"step": 1, "loss": 0.25})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert run.cut_metrics(10) == []
+    assert run.metrics() == []
 
 
 def test_snapshots_go_to_their_folder(run: RunFolder) -> None:

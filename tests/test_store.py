@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tests import models
 from tests.models import Weights, flat, normals, target_of, train
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from zotune.noise import LAWS, Key, Law, Purpose
 from zotune.records import StepRecord
 from zotune.store import Exact, StochasticRounding, round_bfloat16, round_float16, store_for
 
+one_thread = models.one_thread
 HALVES = (torch.bfloat16, torch.float16)
 ROUND = {torch.bfloat16: round_bfloat16, torch.float16: round_float16}
 EVERY_BITS = torch.arange(1 << 16, dtype=torch.int32)

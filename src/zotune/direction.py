@@ -85,7 +85,7 @@ class Direction(ABC):
         return None
 
     def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
-        """`w + s * z[start:start + len(w)]` for each scale, (len(w),) in `w.dtype`, rounded as by `kernels.add_scaled`."""
+        """`w + s * z[start:start + len(w)]` for each scale, (len(w),) in `w.dtype`, rounded as `add_scaled` does."""
         z = self.block(target, key, start, start + w.numel())
         return [kernels.add_scaled(w, z, scale) for scale in scales]
 

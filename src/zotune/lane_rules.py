@@ -145,7 +145,7 @@ def _embedding(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kw
 
 
 def _same_in_all(lanes: Lanes, ids: Tensor) -> bool:
-    """Whether ids are stacked lane by lane: each lane then reads the same ones. Tells T x T positions from B x T ids."""
+    """Whether ids are stacked lane by lane: each lane then reads the same ones. Tells (T, T) positions from (B, T)."""
     return lanes.stacked(ids) and all(torch.equal(part, ids[: len(part)]) for part in ids.chunk(lanes.count))
 
 

@@ -180,7 +180,7 @@ def _apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     lanes, name = stand_ins[0].lanes, stand_ins[0].known_as
     lanes.touched.update(tensor.known_as for tensor in stand_ins)
     label = name_of(func)
-    if isinstance(args[0] if args else None, LaneTensor) and writes(func):
+    if writes(func) and isinstance(next(iter((*args, *kwargs.values())), None), LaneTensor):
         raise UserError(
             f"the model writes its parameter {name} during the forward pass ({label}). "
             "Remedy: leave it out of the scope."

@@ -92,9 +92,11 @@ def _with_lora(model: nn.Module, config: TrainConfig) -> nn.Module:
         lora_dropout=0.0,
     )
     # PEFT draws the initial A from torch's global generator: seeded for the run, and put back as it was.
-    # It also asks transformers for an attribute that is being renamed: nothing a user could act on.
+    # It also warns of an attribute of transformers that is being renamed, and of a setting that it corrects by itself:
+    # nothing a user could act on.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out", category=UserWarning)
         torch.manual_seed(config.seed)
         try:
             adapted: nn.Module = get_peft_model(model, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_type_hints
 
 import torch
 from torch import nn
@@ -76,7 +76,9 @@ class Session:
             "seed": c.seed,
             "queries": c.queries,
         }
-        return METHODS[c.method].build(self.model, **given, **options, **c.method_args)
+        build = METHODS[c.method].build
+        _check_arguments(build, c.method_args)
+        return build(self.model, **given, **options, **c.method_args)
 
     def batch(self, unit: int) -> Batch:
         """One unit of evaluation: always the same examples, in the same order."""
@@ -117,6 +119,19 @@ class Session:
             "eval_sha256": self.eval_sha256,
             "config": self.config.course(),
         }
+
+
+def _check_arguments(build: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """The method's own arguments against its factory's annotations. Raises ConfigError naming the first wrong one."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = get_type_hints(build)
+    for name, value in arguments.items():
+        try:
+            TypeAdapter(known.get(name, Any)).validate_python(value, strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].lower()
+            raise ConfigError(f"{name} is {value!r}: {said}. Remedy: correct it.") from None
 
 
 def _encode(objective: Objective, rows: Sequence[dict[str, Any]], path: Path) -> list[Example]:

@@ -47,10 +47,11 @@ class Fakes:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    """`zotune.train`, `zotune.demo.run` and `zotune.methods` replaced for one test."""
+    """`zotune.train`, `zotune.revisit`, `zotune.demo.run` and `zotune.methods` replaced for one test."""
     fakes = Fakes()
     for module, names in {
-        "zotune.train": ("train", "resume", "replay", "evaluate_run", "log_rows"),
+        "zotune.train": ("train", "resume"),
+        "zotune.revisit": ("replay", "evaluate_run", "log_rows"),
         "zotune.demo.run": ("demo",),
         "zotune.methods": ("table", "accepts"),
     }.items():

@@ -14,10 +14,11 @@ RESULT = {"accuracy": 0.75, "loss": 0.5, "examples": 8, "low": 0.4, "high": 0.9}
 def test_eval_of_a_run(cli: Any, fakes: Any, run_folder: Path, tmp_path: Path) -> None:
     """The run's config comes with the given options on top."""
     fakes.results["evaluate_run"] = RESULT
-    outcome = cli("eval", run_folder, "--eval", tmp_path / "e.jsonl", "--eval-batch-size", "4", "--json")
+    flags = ["--eval", tmp_path / "e.jsonl", "--eval-batch-size", "4", "--trust-remote-code"]
+    outcome = cli("eval", run_folder, *flags, "--json")
     assert outcome.code == 0 and json.loads(outcome.stdout) == RESULT
     config, run, _ = next(arguments for name, arguments, _ in fakes.calls if name == "evaluate_run")
-    assert run == run_folder
+    assert run == run_folder and config.trust_remote_code
     assert (config.eval, config.eval_batch_size, config.template) == (
         tmp_path / "e.jsonl",
         4,

@@ -109,6 +109,13 @@ def test_ctrl_c_in_process(cli: Any, fakes: Any, run_folder: Path) -> None:
     assert (signal.getsignal(signal.SIGTERM), logging.getLogger("zotune").handlers[:]) == before
 
 
+def test_ctrl_c_in_a_command_that_writes_no_run(cli: Any, fakes: Any) -> None:
+    """A command without a run folder only says that it can be started again."""
+    fakes.results["table"] = lambda: (_ for _ in ()).throw(KeyboardInterrupt())
+    outcome = cli("methods")
+    assert (outcome.code, outcome.stderr) == (130, "zotune: interrupted. Remedy: start the command again.\n")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("begun", [True, False])
 def test_signals(tmp_path: Path, number: signal.Signals, code: int, begun: bool) -> None:

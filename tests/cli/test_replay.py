@@ -23,13 +23,14 @@ def test_replay(cli: Any, fakes: Any, run_folder: Path, tmp_path: Path) -> None:
     assert outcome.code == 0 and json.loads(outcome.stdout) == RESULT
     (name, arguments, named) = fakes.calls[0]
     assert (name, arguments) == ("replay", (run_folder,))
-    assert (named["verify"], named["to"]) == (True, tmp_path / "out")
+    assert (named["verify"], named["to"], named["trust_remote_code"]) == (True, tmp_path / "out", False)
 
 
 def test_defaults(cli: Any, fakes: Any, run_folder: Path) -> None:
-    """Nothing is verified or saved unless asked for."""
-    assert cli("replay", run_folder).code == 0
-    assert (fakes.calls[0][2]["verify"], fakes.calls[0][2]["to"]) == (False, None)
+    """Nothing is verified or saved unless asked for; the flag that lets a model's code run is passed on."""
+    assert cli("replay", run_folder, "--trust-remote-code").code == 0
+    named = fakes.calls[0][2]
+    assert (named["verify"], named["to"], named["trust_remote_code"]) == (False, None, True)
 
 
 def test_replay_needs_a_run(cli: Any, fakes: Any, tmp_path: Path) -> None:

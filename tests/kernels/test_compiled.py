@@ -64,6 +64,19 @@ def test_compiled_sums_equal_plain_sums(law: Law, dtype: torch.dtype, scales: li
         assert all(torch.equal(a, b) for a, b in zip(fast, plain, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_compiled_low_rank_sums_equal_plain_sums(dtype: torch.dtype, rank: int) -> None:
+    """`w + s unit u v'`, term by term in the same order, for one and two scales."""
+    rows, columns = 301, 257
+    w, u, v = (normals(shape, i, dtype) for i, shape in enumerate(((rows, columns), (rows, rank), (columns, rank))))
+    for scales in ([1e-3], [1e-3, -1e-3]):
+        fast = kernels.add_low_rank(w, u, v, rank**-0.5, scales, fast=True)
+        plain = kernels.add_low_rank(w, u, v, rank**-0.5, scales, fast=False)
+        assert [part.dtype for part in fast] == [dtype] * len(scales)
+        assert all(torch.equal(a, b) for a, b in zip(fast, plain, strict=True))
+
+
 def test_the_compiled_path_is_really_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests would prove nothing if the plain twin had answered."""
     monkeypatch.setattr(stream, "noise", None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests import models
 from tests.models import (
     FAMILIES,
     LANE_FAMILIES,
@@ -18,6 +19,7 @@ from tests.models import (
     normals,
     of,
     same_bits,
+    seeded,
     tiny,
     train,
     weights,
@@ -29,6 +31,7 @@ from zotune.estimate import Point
 from zotune.methods import METHODS, accepts, table
 from zotune.optimizer import ZerothOrder
 
+one_thread = models.one_thread
 methods = pytest.mark.parametrize("method", METHODS)
 families = pytest.mark.parametrize("family", FAMILIES)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -47,7 +50,7 @@ def evaluated(method: str, family: str, dtype: torch.dtype, lanes: Any) -> tuple
 def test_lanes_equal_single_evaluations_equal_an_explicit_copy(
     method: str, family: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """Losses near 4: equal to an explicitly perturbed copy within 2e-14 in float64 (a few last bits), 1e-5 in float32."""
+    """Losses near 4 equal those of an explicitly perturbed copy: 2e-14 in float64 (last bits), 1e-5 in float32."""
     together, in_lanes = evaluated(method, family, dtype, "auto")
     alone, single = evaluated(method, family, dtype, "off")
     batch = batch_for(family)
@@ -95,7 +98,7 @@ def test_evaluating_changes_no_bit_of_the_model(method: str, family: str) -> Non
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["lr 0", "constant objective"])
 def test_a_thousand_steps_without_an_update_change_no_bit(method: str, dtype: torch.dtype, case: str) -> None:
-    """With lr 0, or with a loss that never changes, weights stay bit-identical: nothing drifts, minus zeros included."""
+    """With lr 0, or with a loss that never changes, weights stay bit-identical: no drift, minus zeros included."""
     tensors = {"matrix": normals((9, 7), 1), "vector": normals(11, 2), "scalar": normals((), 3)}
     tensors["zeros"] = torch.full((3, 5), -0.0)
     model = Weights(**{name: tensor.to(dtype) for name, tensor in tensors.items()})
@@ -139,7 +142,7 @@ def test_the_direction_probed_is_the_direction_applied(method: str, queries: int
     """
     model = Weights(**{name: normals(shape, len(name), torch.float64) for name, shape in ODD.items()})
     optimizer = train(method, model, lr=0.01, queries=queries)
-    slope = normals(flat(model).numel(), 99, torch.float64)
+    slope = normals(flat(model).numel(), 99, torch.float64, 1e-4)
     for step in range(7):
         keys = [point.key for point in optimizer.estimator.points(0, step)[::2]]
         seen = [probed(optimizer, key) for key in dict.fromkeys(keys)]
@@ -180,9 +183,8 @@ class Lookup(nn.Module):
 
 @methods
 def test_the_direction_seen_through_a_forward_is_the_direction_applied(method: str) -> None:
-    """Identity inputs read each weight through the model's own operations: those values move along the applied update."""
-    with torch.random.fork_rng():
-        model = Lookup()
+    """Identity inputs read each weight through the model's operations: those values move along the applied update."""
+    model = seeded(Lookup)
     optimizer = train(method, model, lr=0.01)
     slope = {name: normals(tuple(parameter.shape), 50, torch.float64) for name, parameter in model.named_parameters()}
     for step in range(5):
@@ -274,7 +276,7 @@ def test_forwards_counted_are_forwards_declared(method: str, queries: int) -> No
 
 @methods
 def test_the_estimate_is_unbiased_on_a_quadratic(method: str) -> None:
-    """The mean of `coef z` over 3,000 steps is P grad within 4.5 standard errors per coordinate.
+    """The mean of `coef z` over 2,000 steps is P grad within 4.5 standard errors per coordinate.
 
     P is E[z z'], estimated by the identity on what the method moves: 1 where the direction is ever nonzero, else 0.
     A quadratic makes central differences exact, so nothing is left but the law of z.
@@ -288,7 +290,7 @@ def test_the_estimate_is_unbiased_on_a_quadratic(method: str) -> None:
     options = {"interval": 1} if "interval" in accepts(method) else {}
     optimizer = train(method, model, lr=0.0, **options)
     estimates, moved = [], torch.zeros(size, dtype=torch.bool)
-    for step in range(3000):
+    for step in range(2000):
         key = optimizer.estimator.points(0, step)[0].key
         optimizer.step(of(lambda joined: joined @ curve @ joined / 2), {})
         z = torch.cat(

@@ -26,7 +26,8 @@ SETTINGS: dict[str, Any] = {
     "label_words": ["terrible", "great"],
     "method": "mezo",
     "scope": "norms&last:6",
-    "lr": 2e-3,
+    "lr": 4e-3,
+    "lr_schedule": "linear",
     "eps": 3e-3,
     "batch_size": 16,
     "steps": 300,
@@ -104,8 +105,8 @@ def _story(result: dict[str, Any]) -> str:
     low, high = result["accuracy_after_low"], result["accuracy_after_high"]
     same = "the same hash" if result["weights_sha256"] == result["replay_sha256"] else "ANOTHER hash"
     return (
-        f"Accuracy on {result['eval_examples']} held-out sentences: {before:.1%} before, {after:.1%} after (95 % interval "
-        f"{low:.1%} to {high:.1%}), in {result['train_seconds']:.0f} s of training and at most "
+        f"Accuracy on {result['eval_examples']} held-out sentences: {before:.1%} before, {after:.1%} after "
+        f"(95 % interval {low:.1%} to {high:.1%}), in {result['train_seconds']:.0f} s of training and at most "
         f"{result['peak_memory_bytes'] / 1e6:.0f} MB. The run is a journal of {result['journal_bytes']:,} bytes; "
         f"replayed, it gives {same}: {result['replay_sha256'][:16]}..."
     )

@@ -39,9 +39,7 @@ def _rademacher_add(w: Tensor, words: Tensor, scales: list[Tensor]) -> list[Tens
     return [(w.to(torch.float32) + scale * z).to(w.dtype) for scale in scales]
 
 
-def _low_rank_add(
-    w: Tensor, us: list[Tensor], vs: list[Tensor], unit: Tensor, scales: list[Tensor]
-) -> list[Tensor]:
+def _low_rank_add(w: Tensor, us: list[Tensor], vs: list[Tensor], unit: Tensor, scales: list[Tensor]) -> list[Tensor]:
     z = us[0].unsqueeze(1) * vs[0]
     for u, v in zip(us[1:], vs[1:], strict=True):
         z = z + u.unsqueeze(1) * v

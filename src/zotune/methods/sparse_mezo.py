@@ -87,7 +87,7 @@ def kth_magnitude(weight: Tensor, k: int) -> float:
     found = 0
     for shift, above in ((16, 0), (0, 16)):
         counts = torch.zeros(1 << 16, dtype=torch.int64, device=weight.device)
-        for part in weight.reshape(-1).split(1 << 20):
+        for part in torch.split(weight.reshape(-1), 1 << 20):
             bits = part.abs().to(torch.float32).view(torch.int32)
             if above:
                 bits = bits[bits >> above == found >> above]

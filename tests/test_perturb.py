@@ -1,0 +1,369 @@
+"""Evaluating without writing: generation, ties, coverage, buffers, the self-check, later batches, label words."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from tests import models
+from tests.models import batch_for, displaced, loss, normals, same_bits, seeded, tiny, train, weights
+from tests.objective.conftest import build, byte_level, word_level
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from zotune import lane_rules
+from zotune.data.template import Template
+from zotune.direction import Dense
+from zotune.errors import CoverageError, UserError
+from zotune.estimate import Point
+from zotune.methods import METHODS
+from zotune.noise import Key
+from zotune.objective.label_words import LabelWords
+from zotune.perturb import Evaluator, Perturber, batch_rows, repeat
+
+one_thread = models.one_thread
+methods = pytest.mark.parametrize("method", METHODS)
+POINT = Point(Key(0, 0), 0.05)
+
+
+def squares(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    output: Tensor = model(batch["x"])
+    return output.flatten(1).square().mean(1)
+
+
+def inputs(rows: int, *shape: int, seed: int = 3) -> dict[str, Tensor]:
+    return {"x": normals((rows, *shape), seed)}
+
+
+def against_copies(optimizer: Any, objective: Any, batch: Any, tolerance: float = 1e-5) -> None:
+    """The losses of the points of step 0 equal those of explicitly perturbed copies."""
+    points = optimizer.estimator.points(0, 0)
+    found = optimizer.evaluator.losses(objective, batch, points)
+    with torch.inference_mode():
+        copies = torch.stack([objective(displaced(optimizer, p), batch).double().reshape(-1) for p in points])
+    assert float((found - copies).abs().max()) <= tolerance
+
+
+# --- one point, any call ---------------------------------------------------------------------------------------------
+
+
+@methods
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "t5", "qwen3_moe"])
+def test_generation_works_at_a_point(method: str, family: str) -> None:
+    """Inside `at(point)` generate() gives the tokens of the explicit copy, which are not those of the model itself."""
+    model = tiny(family, torch.float64)
+    optimizer = train(method, model)
+    point = Point(Key(0, 0), 0.3)
+    ids = batch_for(family, rows=2)["input_ids"]
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    options["attention_mask"] = torch.ones_like(ids)
+    with torch.inference_mode():
+        with optimizer.perturber.at(point):
+            found = model.generate(ids, **options)
+        assert torch.equal(found, displaced(optimizer, point).generate(ids, **options))
+        assert not torch.equal(found, model.generate(ids, **options))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "opt", "bert", "t5"])
+def test_tied_weights_are_one_parameter_used_in_two_places(family: str) -> None:
+    """The output layer and the embedding share one direction: one target, two sites, one stand-in."""
+    model = tiny(family)
+    optimizer = train("mezo", model)
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    assert head.weight is table.weight
+    (name,) = [n for n, p in model.named_parameters() if p is table.weight]
+    assert len(optimizer.perturber._sites[name]) >= 2
+    assert sum(t.data.numel() for t in optimizer.perturber.targets()) == sum(p.numel() for p in model.parameters())
+    with optimizer.perturber.at(POINT):
+        assert head.weight is table.weight
+    assert head.weight is table.weight and isinstance(head.weight, nn.Parameter)
+
+
+def test_an_error_inside_the_context_restores_the_model() -> None:
+    """Parameters are back in their modules, and training flags as before, when the forward pass raises."""
+    model = tiny("llama").train()
+    before, held = weights(model), dict(model.named_parameters())
+    perturber = train("mezo", model).perturber
+    with pytest.raises(ZeroDivisionError), perturber.at(POINT):
+        raise ZeroDivisionError
+    assert all(module.training for module in model.modules())
+    assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in held.items()}
+    assert same_bits(weights(model), before)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    """A name that the model does not have is in the message."""
+    with pytest.raises(UserError, match="'no.such'"):
+        Perturber(nn.Linear(2, 2), ["weight", "no.such"], Dense())
+
+
+# --- coverage, buffers, writes ---------------------------------------------------------------------------------------
+
+
+class Spare(nn.Module):
+    """A linear layer that is used, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+@methods
+@pytest.mark.parametrize("batch", [True, False])
+def test_a_parameter_that_no_forward_uses_is_named(method: str, batch: bool) -> None:
+    """Coverage is an error that names the parameters, with a batch and with a closure; coverage=False accepts it."""
+    model, data = seeded(Spare), inputs(3, 4)
+    call: Any = squares if batch else lambda: squares(model, data)
+    with pytest.raises(CoverageError, match=r"2 of 4 .*spare\.weight, spare\.bias") as caught:
+        train(method, model).estimate(call, data if batch else None)
+    assert "used.weight" not in str(caught.value) and "Remedy" in str(caught.value)
+    train(method, model, coverage=False).step(call, data if batch else None)
+    train(method, model, scope="regex:used").step(call, data if batch else None)
+
+
+class Normalised(nn.Module):
+    """Convolution, batch norm with running statistics, dropout, and a counter in its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.head = nn.Linear(4, 2)
+        self.slope = nn.PReLU(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.slope(self.norm(self.conv(x)))).mean(-1))
+
+
+@methods
+def test_buffers_flags_and_dropout_stay_out_of_the_loss(method: str) -> None:
+    """A model in training mode is evaluated in eval mode: running statistics, flags and random state do not move."""
+    model = seeded(Normalised).train()
+    model.norm.running_mean.copy_(normals(4, 1))
+    model.drop.eval()
+    before, flags = weights(model), [m.training for m in model.modules()]
+    optimizer = train(method, model)
+    against_copies_of = train(method, model.eval())
+    for module, flag in zip(model.modules(), flags, strict=True):
+        module.training = flag
+    for _ in range(3):
+        optimizer.estimate(squares, inputs(5, 3, 9))
+    assert same_bits(weights(model), before)
+    assert [m.training for m in model.modules()] == flags
+    assert optimizer.evaluator.mode == "lanes"
+    model.eval()
+    against_copies(against_copies_of, squares, inputs(5, 3, 9))
+
+
+class Writer(nn.Module):
+    """Rescales its own weight in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(normals((4, 4), 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.weight.mul_(0.5)
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("lanes", ["auto", "off"])
+def test_a_forward_pass_that_writes_its_parameter_is_refused(lanes: Any) -> None:
+    """Named, with a remedy, and nothing is written."""
+    model = Writer()
+    before = weights(model)
+    with pytest.raises(UserError, match="writes its parameter weight during the forward pass"):
+        train("mezo", model, lanes=lanes).estimate(squares, inputs(3, 4))
+    assert same_bits(weights(model), before)
+
+
+# --- lanes or not ----------------------------------------------------------------------------------------------------
+
+
+class Shuffling(nn.Module):
+    """Swaps the halves of its batch between two layers: right alone, wrong in two lanes, and no operation refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.one(x)
+        if len(hidden) > 3:
+            hidden = hidden.roll(3, 0)
+        return self.two(hidden)
+
+
+@methods
+def test_a_model_that_mixes_examples_is_caught(method: str) -> None:
+    """The first batch proves the lanes wrong: the losses are those of single evaluations, and the reason says so."""
+    model = seeded(Shuffling)
+    optimizer = train(method, model, eps=1e-3)
+    against_copies(optimizer, squares, inputs(3, 4))
+    assert optimizer.evaluator.mode == "sequential"
+    assert "lanes differ from single evaluations" in optimizer.evaluator.reason
+
+
+@methods
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("operation", ["linear", "embedding"])
+def test_a_planted_wrong_rule_is_caught(
+    method: str, dtype: torch.dtype, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that gives lane 0 the weights of lane 1 cannot pass the self-check, even at the smallest radius."""
+    func = {"linear": torch.nn.functional.linear, "embedding": torch.nn.functional.embedding}[operation]
+    right = lane_rules.RULES[func]
+
+    def swapped(lanes: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        result = right(lanes, func, args, kwargs)
+        return result if lanes.count == 1 else torch.cat([*reversed(result.chunk(lanes.count))])
+
+    monkeypatch.setitem(lane_rules.RULES, func, swapped)
+    for eps in (1e-2, 1e-4):
+        model = tiny("llama", dtype)
+        optimizer = train(method, model, eps=eps)
+        optimizer.estimate(loss, batch_for("llama"))
+        assert optimizer.evaluator.mode == "sequential", eps
+    with pytest.raises(UserError, match="lanes=on, but lanes differ"):
+        train(method, model, lanes="on").estimate(loss, batch_for("llama"))
+
+
+def test_lanes_that_were_asked_for_are_an_error_where_they_cannot_be() -> None:
+    """lanes="on" with a mixture of experts names the operation and the parameter; "off" gives its own reason."""
+    with pytest.raises(UserError, match="lanes=on, but .*experts.*Remedy: use lanes=auto"):
+        train("mezo", tiny("qwen3_moe"), lanes="on").estimate(loss, batch_for("qwen3_moe"))
+    assert train("mezo", tiny("llama"), lanes="off").evaluator.reason == "lanes=off was asked for"
+
+
+@methods
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_later_batches_of_any_size_are_right(method: str, family: str) -> None:
+    """Lanes proven on 3 examples: batches of 1, 2, 6 and 7, and 4 points in one forward, equal explicit copies."""
+    model = tiny(family, torch.float64)
+    for options in ({}, {"queries": 2, "max_lanes": 4}):
+        optimizer = train(method, model, **options)
+        for rows in (3, 1, 2, 6, 7):
+            against_copies(optimizer, loss, batch_for(family, rows=rows, seed=rows), 1e-13)
+        assert optimizer.evaluator.mode == "lanes"
+
+
+class Moody(nn.Module):
+    """Stacks its activations in another way when the sequence is long, in a way no rule refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > 5:
+            return self.layer(x.transpose(0, 1).contiguous()).transpose(0, 1) * 1 + torch.zeros_like(self.layer.bias)
+        return self.layer(x)
+
+
+def test_a_later_batch_that_takes_another_path_is_evaluated_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    """The proven forward's trace differs: this batch alone goes point by point, the next rides in lanes again."""
+    optimizer = train("mezo", seeded(Moody))
+    optimizer.evaluator.losses(squares, inputs(3, 5, 4), optimizer.estimator.points(0, 0))
+    assert optimizer.evaluator.mode == "lanes"
+    with caplog.at_level(logging.INFO, logger="zotune.perturb"):
+        against_copies(optimizer, squares, inputs(3, 6, 4))
+    assert "one batch evaluated point by point" in caplog.text
+    assert optimizer.evaluator.mode == "lanes"
+    caplog.clear()
+    against_copies(optimizer, squares, inputs(3, 5, 4, seed=9))
+    assert not caplog.messages
+
+
+@methods
+def test_scalar_losses_and_bare_batches_are_evaluated_one_by_one(method: str) -> None:
+    """A scalar objective, a list for a batch and tensors of unequal length have no lanes; their losses are right."""
+    model = seeded(lambda: nn.Linear(4, 4))
+    cases: list[tuple[Any, Any, str]] = [
+        (lambda m, b: squares(m, b).mean(), inputs(3, 4), "not one for each example"),
+        (lambda m, b: squares(m, {"x": b[0]}), [inputs(3, 4)["x"]], "not a mapping"),
+        (squares, {**inputs(3, 4), "other": torch.zeros(5)}, "not a mapping of tensors that share"),
+    ]
+    for objective, batch, reason in cases:
+        optimizer = train(method, model)
+        against_copies(optimizer, objective, batch)
+        assert optimizer.evaluator.mode == "sequential" and reason in optimizer.evaluator.reason
+
+
+def test_running_out_of_memory_is_not_taken_for_a_missing_rule() -> None:
+    """The error reaches the caller instead of a silent fall back to more, smaller forwards."""
+
+    def exhausted(model: nn.Module, batch: Any) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    optimizer = train("mezo", seeded(lambda: nn.Linear(4, 4)))
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.estimate(exhausted, inputs(3, 4))
+
+
+def test_deciding_beforehand_is_deciding_alike() -> None:
+    """A resumed run asks `decide` with the first batch: same mode, nothing counted, later forwards undisturbed."""
+    model, batch = tiny("llama"), batch_for("llama")
+    optimizer = train("mezo", model)
+    points = optimizer.estimator.points(0, 0)
+    optimizer.evaluator.decide(loss, batch, points)
+    assert (optimizer.evaluator.mode, optimizer.evaluator.forwards) == ("lanes", 0)
+    found = optimizer.evaluator.losses(loss, batch, points)
+    other = train("mezo", model)
+    assert torch.equal(other.evaluator.losses(loss, batch, points), found)
+    assert isinstance(other.evaluator, Evaluator) and other.evaluator.forwards == optimizer.evaluator.forwards == 2
+
+
+# --- the batch -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_batch() -> None:
+    """The first dimension that all tensors share; None where there is none or the batch is not a mapping."""
+    assert batch_rows({"a": torch.zeros(3, 2), "b": torch.zeros(3), "k": 7}) == 3
+    assert batch_rows({"a": torch.zeros(3), "b": torch.zeros(2)}) is None
+    assert batch_rows({"a": torch.zeros(())}) is None
+    assert batch_rows({"k": 7}) is None
+    assert batch_rows([torch.zeros(3)]) is None
+
+
+def test_repeating_stacks_whole_batches() -> None:
+    """Lane after lane, not example after example; constants pass through."""
+    found = repeat({"a": torch.tensor([[1, 2], [3, 4]]), "k": 7}, 2)
+    assert found["a"].tolist() == [[1, 2], [3, 4], [1, 2], [3, 4]] and found["k"] == 7
+
+
+# --- label words -----------------------------------------------------------------------------------------------------
+
+TEXTS = ["a warm and funny film that made me smile", "the plot is a mess and it was", "fine"]
+TOKENIZERS: dict[str, PreTrainedTokenizerFast] = {
+    "gpt2": byte_level([], []),
+    "opt": byte_level(["</s>"], []),
+    "t5": word_level([], ["[SEP]"]),
+}
+
+
+@methods
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("gpt2", ["terrible", "great"]),
+        ("gpt2", ["terrible", "so bad"]),
+        ("opt", ["terrible", "so bad"]),
+        ("t5", ["terrible", "great"]),
+        ("t5", ["terrible", "so bad"]),
+    ],
+)
+def test_candidates_of_one_and_several_tokens(method: str, family: str, words: list[str]) -> None:
+    """Three prompts of different lengths through LabelWords: losses equal explicit copies, and they ride in lanes."""
+    tokenizer = TOKENIZERS[family]
+    model = seeded(lambda: build(family, len(tokenizer)), 3).double().eval()
+    kind: Any = "seq2seq" if family == "t5" else "causal"
+    objective = LabelWords(tokenizer, Template("{{ text }}"), "label", words, [0, 1], kind, 32)
+    batch = objective.collate(objective.encode([{"text": t, "label": i % 2} for i, t in enumerate(TEXTS)]))
+    optimizer = train(method, model)
+    against_copies(optimizer, objective, batch, 1e-12)
+    assert (optimizer.evaluator.mode, optimizer.evaluator.reason) == ("lanes", "")
