@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zotune import kernels
 from zotune.direction import Dense, Direction, LowRank, Target, Together
+from zotune.errors import ConfigError
 from zotune.methods import METHODS
 from zotune.methods.sparse_mezo import SmallWeights
 from zotune.noise import LAWS, Key, Law, Purpose, noise
@@ -53,6 +54,20 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.b
 
 def whole(direction: Direction, target: Target, key: Key = KEY) -> Tensor:
     return direction.block(target, key, 0, target.data.numel())
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (0, 4), (300, 128), (1000, 48), (5, 1000)])
+@pytest.mark.parametrize("limit", [1, 500, 4096, 1 << 20])
+def test_slices_cover_a_tensor_in_whole_rows_and_blocks(shape: tuple[int, ...], limit: int) -> None:
+    """Consecutive, without gaps; each starts at a row and at a block of the stream, so that fused kernels serve it."""
+    target = Target("w", torch.zeros(shape))
+    columns, size = target.matrix_shape[1], target.data.numel()
+    found = list(target.slices(limit))
+    assert [stop for _, stop in found[:-1]] == [start for start, _ in found[1:]]
+    assert (found[0][0], found[-1][1]) == (0, size) if size else found == []
+    assert all(start % max(columns, 1) == 0 and start % 128 == 0 for start, _ in found)
+    smallest = columns * 128  # rows that fill whole blocks whatever the width
+    assert all(stop - start <= max(limit, smallest) for start, stop in found)
 
 
 @kinds
@@ -221,3 +236,12 @@ def test_joint_draws_keep_the_latest_keys_only() -> None:
         together.draw(Key(0, step), "b", torch.device("cpu"))
     assert len(together._drawn) == 2 and together.elements == 30
     assert torch.equal(together.draw(Key(0, 0), "a", torch.device("cpu")), first)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 0, "interval": 50}, {"rank": -1, "interval": 50}, {"rank": 2, "interval": 0}]
+)
+def test_low_rank_refuses_what_is_no_rank_or_interval(wrong):
+    """A rank or an interval below 1 is one clear error, not a division by zero later."""
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        LowRank(**wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from zotune.errors import ConfigError
 from zotune.estimate import Point, Probe, TwoSided
 from zotune.noise import Key
 
@@ -34,3 +35,10 @@ def test_points_and_probes_are_pure() -> None:
     estimator.points(1, 3)
     assert estimator.points(1, 2) == first
     assert [probe.key for probe in estimator.probes(1, 2, [0.0] * 4)] == [point.key for point in first[::2]]
+
+
+@pytest.mark.parametrize("wrong", [{"eps": 0.0}, {"eps": -1e-3}, {"eps": float("nan")}, {"eps": 1e-3, "queries": 0}])
+def test_two_sided_refuses_what_is_no_radius_or_count(wrong):
+    """A radius that is not positive and fewer than one query are refused before anything is evaluated."""
+    with pytest.raises(ConfigError, match="must be"):
+        TwoSided(**wrong)

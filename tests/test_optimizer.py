@@ -13,10 +13,11 @@ from tests.models import Weights, batch_for, flat, loss, normals, of, same_bits,
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from zotune import kernels
 from zotune import optimizer as module
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
 from zotune.methods import METHODS
-from zotune.noise import Key, noise
+from zotune.noise import Key, Purpose, noise
 from zotune.records import StepRecord
 
 one_thread = models.one_thread
@@ -192,6 +193,25 @@ def test_chunks_and_layout_do_not_change_the_update(
         assert model.a.is_contiguous() != turned
         ends.append(flat(model).clone())
     assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+@methods
+def test_every_step_and_tensor_has_its_own_dither(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keyed by seed, step, purpose and name, and asked for exactly the elements that are written; never for float32."""
+    asked: list[Any] = []
+    inner = kernels.bits16
+    monkeypatch.setattr(kernels, "bits16", lambda *args: asked.append(args[:4]) or inner(*args))
+    monkeypatch.setattr(module, "_CHUNK", 256)
+    model = Weights(a=normals((3, 7), 2, torch.bfloat16), b=normals(300, 1, torch.float16), c=normals(5, 3))
+    optimizer = train(method, model, seed=6, queries=2)
+    for step in range(2):
+        optimizer.replay(StepRecord(step, (0.1,), (1.0, 0.0, 0.5, 0.0)))
+        assert {key for key, *_ in asked} == {Key(6, step, 0, Purpose.DITHER)}
+        found = {name: [(start, stop) for _, n, start, stop in asked if n == name] for _, name, *_ in asked}
+        assert found.keys() == {"a", "b"} and found["a"] == [(0, 21)]
+        assert found["b"][0][0] == 0 and found["b"][-1][1] == 300 and len(found["b"]) > 1
+        assert all(one[1] == other[0] for one, other in zip(found["b"], found["b"][1:], strict=False))
+        asked.clear()
 
 
 # --- schedules and state ---------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from zotune import kernels
+from zotune.errors import ConfigError
 from zotune.noise import Key, Law, Purpose, noise_many, noise_rows
 
 # Tensors up to this size are drawn together, one call for all of them: per-call overhead would dominate otherwise.
@@ -169,6 +170,11 @@ class LowRank(Direction):
     def __init__(
         self, rank: int, interval: int, law: Law = "gaussian", normalize: Literal["none", "rms"] = "rms"
     ) -> None:
+        for name, value in (("rank", rank), ("interval", interval)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}. Remedy: rank 2, interval 50 are usual.")
+                    f"{name} must be at least 1, got {value}. Remedy: LoZO's paper takes rank 2, interval 50."
+                )
         self.rank, self.interval, self.law = rank, interval, law
         self._scale = rank**-0.5 if normalize == "rms" else 1.0
         self._u, self._v = Together(law), Together(law, keep=1)

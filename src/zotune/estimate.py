@@ -5,11 +5,13 @@ The list of probes *is* the gradient estimate: sum over probes of `coef * z(key)
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from zotune.errors import ConfigError
 from zotune.noise import Key
 
 
@@ -52,6 +54,10 @@ class TwoSided(Estimator):
     """
 
     def __init__(self, eps: float, queries: int = 1) -> None:
+        if not 0 < eps < math.inf:
+            raise ConfigError(f"eps must be a positive number, got {eps}. Remedy: 1e-3 is MeZO's.")
+        if queries < 1:
+            raise ConfigError(f"queries must be at least 1, got {queries}. Remedy: 1 is MeZO's.")
         self.eps, self.queries = eps, queries
 
     def points(self, seed: int, step: int) -> list[Point]:

@@ -193,8 +193,7 @@ class ZerothOrder(torch.optim.Optimizer):
         weight, store = target.data, store_for(target.data.dtype)
         flat = weight.view(-1) if weight.is_contiguous() else weight.contiguous().view(-1)
         dither = Key(self.seed, step, 0, Purpose.DITHER)
-        if flat.data_ptr() != weight.data_ptr():
-            target = Target(target.name, weight.clone(), target.fast)  # a mask reads the weights from before the update
+        # A mask reads the weights from before the update: a slice is written last, a copy when all slices are done.
         for start, stop in target.slices(_CHUNK):
             part = flat[start:stop]
             value = self.rule.update(Block(self.direction, target, start, part), self._last, lr, weight_decay)
