@@ -173,8 +173,6 @@ class LowRank(Direction):
         for name, value in (("rank", rank), ("interval", interval)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}. Remedy: rank 2, interval 50 are usual.")
-                    f"{name} must be at least 1, got {value}. Remedy: LoZO's paper takes rank 2, interval 50."
-                )
         self.rank, self.interval, self.law = rank, interval, law
         self._scale = rank**-0.5 if normalize == "rms" else 1.0
         self._u, self._v = Together(law), Together(law, keep=1)
