@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "lr_schedule": "linear",
     "eps": 3e-3,
     "batch_size": 16,
-    "steps": 300,
+    "steps": 240,
 }
 
 
