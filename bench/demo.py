@@ -24,6 +24,7 @@ def run(seed: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "zotune", "demo", "--seed", str(seed), "--json"]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    result.pop("run")  # a path of this machine
     return {**result, "seed": seed, "points": 100 * (result["accuracy_after"] - result["accuracy_before"])}
 
 
