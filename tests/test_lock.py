@@ -64,7 +64,9 @@ def test_lock_of_a_reused_pid_is_taken_over(tmp_path: Path) -> None:
     """A living process with the pid but another start time is not the owner."""
     owner = {"pid": os.getppid(), "host": socket.gethostname(), "started": "long ago"}
     (tmp_path / "lock").write_text(json.dumps(owner))
-    FolderLock.acquire(tmp_path).release()
+    lock = FolderLock.acquire(tmp_path)
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    lock.release()
 
 
 def test_same_process_cannot_take_it_twice(tmp_path: Path) -> None:
@@ -88,7 +90,9 @@ def test_lock_of_another_host_is_kept(tmp_path: Path) -> None:
 def test_unreadable_lock_is_taken_over(tmp_path: Path, content: str) -> None:
     """The lock file is written whole, so rubbish is nobody's lock."""
     (tmp_path / "lock").write_text(content)
-    FolderLock.acquire(tmp_path).release()
+    lock = FolderLock.acquire(tmp_path)
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    lock.release()
 
 
 def test_release_leaves_a_foreign_lock(tmp_path: Path) -> None:
