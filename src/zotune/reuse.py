@@ -54,13 +54,21 @@ class Reuse:
         self._perturber, self._budget = perturber, budget
         self._list: nn.ModuleList | None = None
         self._kept: dict[Hashable, Any] = {}
-        self._bytes = 0
         self.depth, self.reason = 0, "not prepared"
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of activations kept now."""
-        return self._bytes
+        return sum(_bytes_of(output) for output in self._kept.values())
+
+    def share(self, other: Reuse) -> None:
+        """Keep captures where `other` keeps them: another run on the same base, the same units and the same depth.
+
+        Raises ValueError for another model or depth.
+        """
+        if (other._perturber.model, other.depth) != (self._perturber.model, self.depth):
+            raise ValueError("captures can be shared by runs on one model that skip the same blocks")
+        self._kept = other._kept
 
     def prepare(self, objective: Objective, batch: Any, point: Point) -> None:
         """Find the blocks below the scope with one batch, and prove that skipping them changes no loss."""
@@ -109,7 +117,7 @@ class Reuse:
 
     def bytes_of(self, objective: Objective, batch: Any) -> int:
         """Bytes that the captured output of a batch takes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self.capture(objective, batch)))
+        return _bytes_of(self.capture(objective, batch))
 
     def within(self, objective: Objective, batch: Any, name: Hashable) -> Callable[[int], AbstractContextManager[None]]:
         """For the optimizer's `within`: forwards of `batch`, known as `name` in every epoch, skip the lower blocks."""
@@ -130,10 +138,8 @@ class Reuse:
         output = self._kept.get(name)
         if output is None:
             output = self.capture(objective, batch)
-            size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(output))
-            if self._bytes + size <= self._budget:
+            if self.kept_bytes + _bytes_of(output) <= self._budget:
                 self._kept[name] = output
-                self._bytes += size
         return output
 
     @contextmanager
@@ -177,6 +183,10 @@ def _tensors(output: Any) -> Sequence[Tensor]:
     if isinstance(output, (list, tuple)):
         return [tensor for item in output for tensor in _tensors(item)]
     return []
+
+
+def _bytes_of(output: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(output))
 
 
 def _repeat(output: Any, lanes: int, rows: int) -> Any:
