@@ -1,7 +1,7 @@
 """Every method on the demo's model at equal forward passes: accuracy, seconds, memory, tokens.
 
     python bench/methods.py [--json] [--stage lr|seeds|cost|table] [--tasks movies,subj] [--methods mezo,lozo]
-        [--subj FOLDER] [--forwards 400] [--threads 2]
+        [--subj FOLDER] [--forwards 240] [--threads 2]
 
 Stages, each of which resumes where it was stopped, for every run is written at once to results/methods.json:
 lr     seed 0, half the forwards, a ladder of learning rates a factor of 4 apart around the method's default times
@@ -57,8 +57,8 @@ class Task:
 
 
 TASKS = {
-    "movies": Task("{{ text }} It was", ("terrible", "great"), 64.0),
-    "subj": Task("Text: {{ text }}\nThis text is", ("objective", "subjective"), 64.0),
+    "movies": Task("{{ text }} It was", ("terrible", "great"), 512.0),
+    "subj": Task("Text: {{ text }}\nThis text is", ("objective", "subjective"), 512.0),
 }
 
 
@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="movies")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--subj", type=Path)
-    parser.add_argument("--forwards", type=int, default=400)
+    parser.add_argument("--forwards", type=int, default=240)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cost-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
