@@ -124,8 +124,8 @@ def test_a_journal_knows_the_parts(method: str) -> None:
     "wrong", ["", "cyclic", "random", "random:", "random:0", "random:1.5", "random:nan", "cycle:2"]
 )
 def test_an_unknown_choice_is_refused(wrong: str) -> None:
-    """With the two that there are."""
-    with pytest.raises(ConfigError, match="Remedy: cycle, or random:SHARE"):
+    """With those that there are."""
+    with pytest.raises(ConfigError, match="Remedy: cycle, random:SHARE"):
         train("mezo", tiny("llama"), blocks=wrong)
 
 

@@ -83,7 +83,7 @@ class TrainConfig:
         "full"
     )
     blocks: Annotated[
-        str | None, Opt("Blocks trained in a step: cycle (one by one), or random:SHARE. Default: all.")
+        str | None, Opt("What a step trains: cycle (block by block), random:SHARE, atoms (LoRA's). Default: all.")
     ] = None
     lora_rank: Annotated[int, Opt("Rank of LoRA with --scope lora.", ge=1)] = 8
     lora_alpha: Annotated[float, Opt("Alpha of LoRA.", gt=0)] = 16.0

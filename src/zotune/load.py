@@ -115,9 +115,11 @@ def _with_lora(model: nn.Module, config: TrainConfig) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise UserError("scope lora needs PEFT. Remedy: pip install 'zotune[peft]'.") from None
+    # One atom at a time is scaled by alpha * r where LoRA divides alpha by r (arXiv 2605.19767): see zotune.atoms.
+    alpha = config.lora_alpha * config.lora_rank**2 if config.blocks == "atoms" else config.lora_alpha
     settings = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,  # type: ignore[arg-type]
         target_modules=config.lora_targets,
         lora_dropout=0.0,
     )

@@ -14,6 +14,8 @@ from zotune.errors import ConfigError
 from zotune.estimate import Probe
 from zotune.rule import Block, Rule, decayed
 
+_STEP = "/step"  # in the state, behind a parameter's name
+
 
 @final
 class Momentum(Rule):
@@ -21,15 +23,17 @@ class Momentum(Rule):
 
     `weight` is `1 - beta` for a moving average and 1 for the heavy ball. Of a low-rank direction z = u v' of rank
     `rank` only N (rows, rank) with M = N v' is kept; when its basis changes, N becomes `N v_old' v_new / columns`,
-    which for independent entries of variance 1 is about the projection of M onto the new basis. The direction must be
-    active in every step.
+    which for independent entries of variance 1 is about the projection of M onto the new basis. A tensor that rests
+    keeps its momentum as it is.
     """
 
     def __init__(self, beta: float, weight: float, rank: int | None = None) -> None:
         if not 0 <= beta < 1:
             raise ConfigError(f"the momentum must be in [0, 1), got {beta}. Remedy: 0.9 is usual, 0 is none.")
         self.beta, self.weight, self.rank = beta, weight, rank
+        self.by_factors = rank is not None
         self.m: dict[str, Tensor] = {}  # (rows, rank) where the direction is low rank, else flattened; wide
+        self.at: dict[str, int] = {}  # the step whose basis a low-rank momentum is in
 
     def change(self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float) -> Factors | None:
         terms = [(p.key, self.weight * p.coef * direction.gain(target, p.key)) for p in probes]
@@ -39,13 +43,13 @@ class Momentum(Rule):
         old = self.m.get(target.name)
         if old is not None:
             old = old.to(new.u.device)
-            step = probes[0].key.step
-            if step % direction.window() == 0:
-                before = direction.factors(target, replace(probes[0].key, step=step - 1))
+            last, window = self.at[target.name], direction.window()
+            if last // window != probes[0].key.step // window:
+                before = direction.factors(target, replace(probes[0].key, step=last))
                 assert before is not None
                 old = _projected(old, before.v, new.v)
             new = replace(new, u=_scaled(old, self.beta) + new.u)
-        self.m[target.name] = new.u
+        self.m[target.name], self.at[target.name] = new.u, probes[0].key.step
         return replace(new, u=_scaled(new.u, -lr))
 
     def update(self, block: Block, probes: Sequence[Probe], lr: float, weight_decay: float) -> Tensor:
@@ -67,14 +71,16 @@ class Momentum(Rule):
         return self.m[name]
 
     def state(self) -> State:
-        return dict(self.m)
+        return self.m | {name + _STEP: torch.tensor(step) for name, step in self.at.items()}
 
     def load_state(self, state: State) -> None:
-        self.m = {name: m.clone() for name, m in state.items()}
+        self.m = {name: m.clone() for name, m in state.items() if not name.endswith(_STEP)}
+        self.at = {name.removesuffix(_STEP): int(step) for name, step in state.items() if name.endswith(_STEP)}
 
     def state_elements(self, targets: Sequence[Target]) -> int:
-        thin = self.rank
-        return sum(t.data.numel() if thin is None or t.data.dim() < 2 else t.matrix_shape[0] * thin for t in targets)
+        if self.rank is None:
+            return sum(t.data.numel() for t in targets)
+        return sum(t.data.numel() if t.data.dim() < 2 else t.matrix_shape[0] * self.rank + 1 for t in targets)
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

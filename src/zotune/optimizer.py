@@ -49,7 +49,7 @@ class ZerothOrder(torch.optim.Optimizer):
         lanes: "auto" evaluates several points per forward where the first batch proves that right, "off" never, "on" or
             raises UserError. `max_lanes` bounds how many points ride in one forward.
         coverage: raise CoverageError when a parameter in scope is not used by a forward pass.
-        blocks: "cycle" or "random:SHARE": only these blocks are perturbed and updated in a step (`zotune.schedule`).
+        blocks: "cycle", "random:SHARE" or "atoms": a step perturbs and updates these parts alone (`zotune.schedule`).
         fold_every: low-rank updates are summed for so many steps before they are written into the weights (a divisor of
             the direction's window). Then `model` alone is behind: `settled()` or `fold()` before anything reads it.
         method, arguments: what the journal's header says of the method; factories fill them in.
@@ -85,7 +85,7 @@ class ZerothOrder(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.names = [name for group in self.param_groups for name in group["names"]]
         if blocks is not None:
-            direction = scheduled(direction, blocks, model, self.names)
+            direction = scheduled(direction, blocks, model, self.names, rule.by_factors)
         self.direction, self.estimator, self.rule, self.blocks = direction, estimator, rule, blocks
         elements = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
         self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements))

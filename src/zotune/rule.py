@@ -47,6 +47,9 @@ class Block:
 class Rule(ABC):
     """What is done with the estimate. `change` or `update` is asked once per tensor and step, in a fixed order."""
 
+    by_factors = False
+    """Whether `change` makes whole matrices of the direction's own factors: none can then move in part."""
+
     def begin(self, probes: Sequence[Probe]) -> None:  # noqa: B027 - most rules have no memory
         """Called once per step, before the first tensor: the place to advance what is shared by all tensors."""
 

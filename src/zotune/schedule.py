@@ -3,6 +3,7 @@
 `cycle` takes one part after the other (MeZO-BCD, arXiv 2501.19099; `layer_wise_optim` in MeZO's released code),
 `random:S` a share S of the parts, drawn anew for each step (LeZO, arXiv 2410.09823, whose sparsity is 1 - S). A part is
 one transformer block; what lies outside the blocks (tables, last norm, head) is one part more, where it is in scope.
+`atoms` takes one rank-one atom of each LoRA adapter after the other (`zotune.atoms`).
 
 Differs from the papers in: MeZO's code leaves what lies outside the blocks alone for good; here its turn comes too. The
 update is not divided by the share, as in the papers.
@@ -16,6 +17,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from zotune.atoms import Atoms
 from zotune.direction import Direction, Factors, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Probe
@@ -105,11 +107,18 @@ class Scheduled(Direction):
         return self.inner.state_elements(targets)
 
 
-def scheduled(inner: Direction, choice: str, model: nn.Module, names: Sequence[str]) -> Scheduled:
-    """`inner` on the blocks of `model` that `choice` names, for the parameters `names`.
+def scheduled(inner: Direction, choice: str, model: nn.Module, names: Sequence[str], whole: bool) -> Direction:
+    """`inner` on the parts of `model` that `choice` names, for the parameters `names`.
 
-    Raises ConfigError for a choice that is neither `cycle` nor `random:SHARE`, and where there is one part only.
+    Raises ConfigError for a choice that is none of `cycle`, `random:SHARE` and `atoms`, where there is one part only,
+    and for atoms without LoRA or with a rule that needs `whole` matrices.
     """
+    if choice == "atoms" and whole:
+        raise ConfigError(
+            "blocks is 'atoms', but this method's update is made of whole matrices. Remedy: another method, or cycle."
+        )
+    if choice == "atoms":
+        return Atoms(inner, names)
     _share(choice)
     found = blocks(model)
     prefix = f"{found[0]}." if found else None
@@ -131,5 +140,5 @@ def _share(choice: str) -> float | None:
     except ValueError:
         value = -1.0
     if choice != "cycle" and (kind != "random" or not 0 < value <= 1):
-        raise ConfigError(f"blocks is {choice!r}. Remedy: cycle, or random:SHARE with a share such as 0.25.")
+        raise ConfigError(f"blocks is {choice!r}. Remedy: cycle, random:SHARE with a share such as 0.25, or atoms.")
     return None if choice == "cycle" else value

@@ -140,13 +140,13 @@ def test_the_other_forms_continue_from_a_saved_state(more: dict[str, Any]) -> No
 
 
 def test_the_declared_memory_is_what_is_kept() -> None:
-    """Bases of the window, both keys' cores and vectors, and Adam's two moments."""
+    """Bases of the window, both keys' cores and vectors, Adam's two moments, and where they began."""
     optimizer = SubZero(start(), eps=1e-2, rank=2, sides=1, adam=True, queries=2)
     targets = optimizer.perturber.targets()
-    assert optimizer.rule.state_elements(targets) == 8
+    assert optimizer.rule.state_elements(targets) == 8 + 2
     optimizer.step(of(function), {})
     assert optimizer.direction.state_elements(targets) == 2 * (6 + 5) + 2 * (2 * 2 + 7)
-    assert sum(m.numel() for m in optimizer.rule.state().values()) == 8
+    assert sum(m.numel() for m in optimizer.rule.state().values()) == 8 + 2
 
 
 def test_adam_needs_a_matrix() -> None:

@@ -72,27 +72,31 @@ class Cone(Direction):
         if self.norm <= _TINY:
             return u
         angle = self.angle_at(key.step)
-        m = self.m[target.name].to(u.device)
+        m = self._momentum(target)
         part = m[at] if isinstance(at, slice) else m.view(target.matrix_shape)[at]
         along = torch.tensor(math.cos(angle) * math.sqrt(self.size) / self.norm, dtype=m.dtype, device=m.device)
         across = torch.tensor(math.sin(angle), dtype=m.dtype, device=m.device)
         return along * part + across * u.to(m.dtype)
 
     def observe(self, targets: Sequence[Target], probes: Sequence[Probe]) -> None:
-        squares = []
         for target in targets:
-            if target.name not in self.m:
-                dtype = torch.float64 if target.data.dtype == torch.float64 else torch.float32
-                self.m[target.name] = torch.zeros(target.data.numel(), dtype=dtype, device=target.data.device)
-            m = self.m[target.name] = self.m[target.name].to(target.data.device)
+            m = self.m[target.name] = self._momentum(target)
             for start, stop in target.slices(_CHUNK):
                 new = self.beta * m[start:stop]
                 for probe in probes:
                     z = self.block(target, probe.key, start, stop).to(m.dtype)
                     new = new + (1 - self.beta) * probe.coef * z
                 m[start:stop] = new
-                squares.append(float(new.to(torch.float64).square().sum()))
-        self.norm = math.sqrt(math.fsum(squares))
+        # Of all tensors, also those that rested in this step.
+        parts = [part for m in self.m.values() for part in torch.split(m, _CHUNK)]
+        self.norm = math.sqrt(math.fsum(float(part.to(torch.float64).square().sum()) for part in parts))
+
+    def _momentum(self, target: Target) -> Tensor:
+        """m of a tensor, (numel,) wide, on its device; zero for one that has not moved yet."""
+        if target.name not in self.m:
+            dtype = torch.float64 if target.data.dtype == torch.float64 else torch.float32
+            return torch.zeros(target.data.numel(), dtype=dtype, device=target.data.device)
+        return self.m[target.name].to(target.data.device)
 
     def state(self) -> State:
         return {**self.m, _NORM: torch.tensor(self.norm, dtype=torch.float64)} if self.m else {}

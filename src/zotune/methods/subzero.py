@@ -104,26 +104,33 @@ class Subspace(Factored):
 
 @final
 class CoreAdam(Rule):
-    """Adam on the cores of matrices, from the first step of each window; vectors take SGD steps of `vector_lr`."""
+    """Adam on the cores of matrices, begun anew in each window; vectors take SGD steps of `vector_lr`."""
+
+    by_factors = True
 
     def __init__(self, rank: int, beta1: float, beta2: float, vector_lr: float) -> None:
         self.rank, self.beta1, self.beta2, self.vector_lr = rank, beta1, beta2, vector_lr
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}  # (r, r) float64 each
+        self.taken: dict[str, tuple[int, int]] = {}  # the window of the moments, and the steps since they began
 
     def change(self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float) -> Factors | None:
         if target.data.dim() < 2:
             return None
+        direction = direction.everywhere()  # the basis itself, whatever part of the scope a step trains
         assert isinstance(direction, Subspace)
-        (u, v), gone = direction.bases(target, probes[0].key), probes[0].key.step % direction.interval
+        (u, v), window = direction.bases(target, probes[0].key), probes[0].key.step // direction.interval
         g = torch.zeros(u.shape[1], u.shape[1], dtype=torch.float64, device=u.device)
         for probe in probes:
             g = g + probe.coef * direction.core(target, probe.key).to(torch.float64)
-        m, s = self.moments.get(target.name, (g, g)) if gone else (torch.zeros_like(g), torch.zeros_like(g))
+        began, taken = self.taken.get(target.name, (-1, 0))
+        if began != window:
+            self.moments[target.name], taken = (torch.zeros_like(g), torch.zeros_like(g)), 0
+        m, s = self.moments[target.name]
         m = self.beta1 * m.to(g.device) + (1 - self.beta1) * g
         s = self.beta2 * s.to(g.device) + (1 - self.beta2) * g * g
-        self.moments[target.name] = m, s
-        unbiased = (s / (1 - self.beta2 ** (gone + 1))).sqrt() + 1e-8
-        core = m / (1 - self.beta1 ** (gone + 1)) / unbiased
+        self.moments[target.name], self.taken[target.name] = (m, s), (window, taken + 1)
+        unbiased = (s / (1 - self.beta2 ** (taken + 1))).sqrt() + 1e-8
+        core = m / (1 - self.beta1 ** (taken + 1)) / unbiased
         wide = torch.float64 if u.dtype == torch.float64 else torch.float32
         return Factors((-lr * (u.to(torch.float64) @ core)).to(wide), v, 1.0)
 
@@ -131,14 +138,16 @@ class CoreAdam(Rule):
         return Sgd().update(block, probes, self.vector_lr if lr else 0.0, weight_decay)
 
     def state(self) -> State:
-        return {f"{name}/{i}": part for name, both in self.moments.items() for i, part in enumerate(both)}
+        moments = {f"{name}/{i}": part for name, both in self.moments.items() for i, part in enumerate(both)}
+        return moments | {f"{name}/taken": torch.tensor(taken) for name, taken in self.taken.items()}
 
     def load_state(self, state: State) -> None:
         names = [name.removesuffix("/0") for name in state if name.endswith("/0")]
         self.moments = {name: (state[f"{name}/0"].clone(), state[f"{name}/1"].clone()) for name in names}
+        self.taken = {name: (int(state[f"{name}/taken"][0]), int(state[f"{name}/taken"][1])) for name in names}
 
     def state_elements(self, targets: Sequence[Target]) -> int:
-        return sum(2 * min(self.rank, *t.matrix_shape) ** 2 for t in targets if t.data.dim() >= 2)
+        return sum(2 * min(self.rank, *t.matrix_shape) ** 2 + 2 for t in targets if t.data.dim() >= 2)
 
 
 def SubZero(

@@ -95,12 +95,15 @@ class LeftBasis(Factored):
 class MatrixSign(Rule):
     """`W <- W - lr P NS(G)` for matrices; vectors take SGD steps of `vector_lr`."""
 
+    by_factors = True
+
     def __init__(self, vector_lr: float) -> None:
         self.vector_lr = vector_lr
 
     def change(self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float) -> Factors | None:
         if target.data.dim() < 2:
             return None
+        direction = direction.everywhere()  # the basis itself, whatever part of the scope a step trains
         assert isinstance(direction, LeftBasis)
         terms = [probe.coef * direction.psi(target, probe.key).to(torch.float64) for probe in probes]
         g, p = torch.stack(terms).sum(0), direction.basis(target, probes[0].key)
