@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tests import models
@@ -102,6 +104,54 @@ def test_thresholds_travel_with_the_state() -> None:
     assert later.direction.state() != optimizer.direction.state()
     later.load_state_dict(state)
     assert later.direction.state() == optimizer.direction.state()
+
+
+@pytest.mark.parametrize("select", ["large", "random"])
+def test_the_controls_equal_the_paper(select: Any) -> None:
+    """Four steps by hand to 1e-12: the largest weights by the initial threshold, or one mask that never changes."""
+    model, lr, eps = start(), 0.01, 1e-2
+    theta = flat(model)
+    optimizer = SparseMeZO(model, lr=lr, eps=eps, sparsity=0.7, select=select, seed=6)
+    threshold = theta[:30].abs().sort().values[30 - round(0.3 * 30) - 1]
+    drawn = optimizer.direction.block(target_of(optimizer, "a"), Key(6, 3), 0, 30) != 0
+
+    def function(joined: torch.Tensor) -> torch.Tensor:
+        return (joined.cos() * torch.arange(1, 38)).sum()
+
+    for step in range(4):
+        chosen = theta[:30].abs() > threshold if select == "large" else drawn
+        mask = torch.cat([chosen, torch.ones(7, dtype=torch.bool)])
+        z = (
+            torch.cat([noise("gaussian", Key(6, step), name, 0, n) for name, n in (("a", 30), ("b", 7))]).double()
+            * mask
+        )
+        slope = float(function(theta + eps * z) - function(theta - eps * z)) / (2 * eps)
+        theta = theta - lr * slope * z
+        optimizer.step(of(function), {})
+        torch.testing.assert_close(flat(model), theta, rtol=0, atol=1e-12)
+    assert int((theta[:30] != flat(start())[:30]).sum()) in (range(9, 12) if select == "large" else [int(drawn.sum())])
+
+
+def test_a_random_mask_has_the_share_and_no_preference() -> None:
+    """A quarter of 40,000 weights within 4.5 standard errors, as many large as small; another seed, another mask."""
+    model = Weights(a=normals((200, 200), 2))
+    masks = []
+    for seed in (1, 2):
+        optimizer = SparseMeZO(model, sparsity=0.75, select="random", seed=seed)
+        target = target_of(optimizer, "a")
+        masks.append(optimizer.direction.block(target, Key(seed, 7), 0, 40_000) != 0)
+        some = torch.tensor([3, 199, 3])
+        by_rows = optimizer.direction.rows(target, Key(seed, 9), some) != 0
+        assert torch.equal(by_rows, masks[-1].view(200, 200)[some])
+        assert abs(float(masks[-1].float().mean()) - 0.25) < 4.5 * (0.25 * 0.75 / 40_000) ** 0.5
+        assert abs(float(model.a.data[masks[-1].view(200, 200)].abs().mean() / model.a.data.abs().mean()) - 1) < 0.05
+    assert abs(float((masks[0] & masks[1]).float().mean()) - 1 / 16) < 0.01
+
+
+def test_an_unknown_selection_is_refused() -> None:
+    """With those that there are."""
+    with pytest.raises(ConfigError, match="select is 'tiny'. Remedy: small"):
+        SparseMeZO(start(), select="tiny")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])

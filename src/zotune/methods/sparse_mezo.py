@@ -11,6 +11,9 @@ MeZO's, as the paper recommends.
 The mask is never stored: each evaluation computes it from the unperturbed weights, the form the paper calls efficient
 implementation, and the update from the same weights before it writes them.
 
+The paper's controls are `select=random` (R-MeZO: as many weights of each matrix, drawn once from the seed) and
+`select=large` (the largest as many by the initial weights, |theta| > h' then and later).
+
 Differs from the paper in: |theta| <= h, where the printed GetMask compares theta without its absolute value; a layer is
 one weight tensor; vectors (norms, biases) stay dense, which the paper leaves open.
 Differs from the released code in: not compared, the official code was not available to us. Ports that recompute the
@@ -20,7 +23,7 @@ mask from perturbed weights do not restore 6 to 31 % of the active weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +31,7 @@ from torch import Tensor, nn
 from zotune.direction import Dense, Direction, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import TwoSided
-from zotune.noise import Key, Law
+from zotune.noise import Key, Law, Purpose, half_words, words
 from zotune.optimizer import ZerothOrder
 from zotune.rule import Sgd
 
@@ -78,6 +81,50 @@ class SmallWeights(Direction):
         return len(self.h) + self.z.state_elements(targets)
 
 
+@final
+class Control(Direction):
+    """z on as many weights of each matrix as `SmallWeights` moves, large ones or random ones; z for vectors."""
+
+    def __init__(self, law: Law, sparsity: float, select: Literal["large", "random"]) -> None:
+        self.sparsity, self.select = sparsity, select
+        self.z = Dense(law)
+        self.h: dict[str, float] = {}  # of select=large
+
+    def prepare(self, targets: Sequence[Target]) -> None:
+        self.z.prepare(targets)
+        for target in targets:
+            if target.data.dim() >= 2 and self.select == "large":
+                left = target.data.numel() - round((1 - self.sparsity) * target.data.numel())
+                self.h[target.name] = kth_magnitude(target.data, left) if left else -1.0
+
+    def state(self) -> State:
+        return {name: torch.tensor(h, dtype=torch.float64) for name, h in self.h.items()}
+
+    def load_state(self, state: State) -> None:
+        self.h.update({name: float(h) for name, h in state.items()})
+
+    def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
+        z = self.z.block(target, key, start, stop)
+        return z * self._moves(target, key, torch.arange(start, stop, device=z.device))
+
+    def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
+        z, columns = self.z.rows(target, key, rows), target.matrix_shape[1]
+        places = rows.to(z.device).unsqueeze(1) * columns + torch.arange(columns, device=z.device)
+        return z * self._moves(target, key, places)
+
+    def _moves(self, target: Target, key: Key, places: Tensor) -> Tensor:
+        """True where the element at a place of the flattened tensor is one of the control's."""
+        if target.data.dim() < 2:
+            return torch.ones_like(places, dtype=torch.bool)
+        if self.select == "large":
+            return target.data.reshape(-1)[places].abs() > self.h[target.name]
+        drawn = half_words(words(Key(key.seed, 0, 0, Purpose.CHOICE), target.name, places.flatten() // 8))
+        return drawn.gather(1, places.view(-1, 1) % 8).view_as(places) < round((1 - self.sparsity) * 2**16)
+
+    def state_elements(self, targets: Sequence[Target]) -> int:
+        return len(self.h) + self.z.state_elements(targets)
+
+
 def kth_magnitude(weight: Tensor, k: int) -> float:
     """The k-th smallest |w| (k from 1), in float32: exact for weights of at most 32 bits.
 
@@ -105,24 +152,30 @@ def SparseMeZO(
     eps: float = 1e-3,
     *,
     sparsity: float = 0.75,
+    select: Literal["small", "large", "random"] = "small",
     law: Law = "gaussian",
     queries: int = 1,
     seed: int = 0,
     **options: Any,
 ) -> ZerothOrder:
-    """Sparse MeZO on `model`; `options` are those of `ZerothOrder`. Raises ConfigError unless 0 <= sparsity < 1."""
+    """Sparse MeZO on `model`; `options` are those of `ZerothOrder`.
+
+    Raises ConfigError unless 0 <= sparsity < 1 and `select` is small (the method), large or random (its controls).
+    """
     if not 0 <= sparsity < 1:
         raise ConfigError(
             f"sparsity must be in [0, 1), got {sparsity}. Remedy: 0.75 leaves three quarters of each matrix alone."
         )
+    if select not in ("small", "large", "random"):
+        raise ConfigError(f"select is {select!r}. Remedy: small, or large or random for the paper's controls.")
     return ZerothOrder(
         model,
         lr=lr,
-        direction=SmallWeights(law, sparsity),
+        direction=SmallWeights(law, sparsity) if select == "small" else Control(law, sparsity, select),
         estimator=TwoSided(eps, queries),
         rule=Sgd(),
         seed=seed,
         method="sparse_mezo",
-        arguments={"eps": eps, "sparsity": sparsity, "law": law, "queries": queries},
+        arguments={"eps": eps, "sparsity": sparsity, "select": select, "law": law, "queries": queries},
         **options,
     )
