@@ -154,3 +154,18 @@ def test_a_norm_with_a_matrix_does_not_decay() -> None:
     model = nn.Sequential(nn.LayerNorm((3, 4)), nn.Linear(4, 4))
     assert is_norm(model[0]) and not is_norm(model[1])
     assert not decays(model, "0.weight") and decays(model, "1.weight") and not decays(model, "1.bias")
+
+
+@families
+def test_one_block(family: str) -> None:
+    """All of a block and nothing else; a number that no block has and `dominant` without a batch are refused."""
+    model = tiny(family)
+    found = blocks(model)
+    assert found is not None
+    prefix = f"{found[0]}.1."
+    assert select(model, "block:1") == [name for name in select(model) if name.startswith(prefix)]
+    assert set(select(model, "block:1")) < set(select(model, "last:1")) or family == "bert"
+    with pytest.raises(ConfigError, match=f"{found[0]} has blocks 0 to 1. Remedy"):
+        select(model, "block:2")
+    with pytest.raises(ConfigError, match="found by a forward.*Remedy: scope block:N"):
+        select(model, "dominant")

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zotune.dominant import dominant_layer
     from zotune.estimate import Point, Probe
     from zotune.methods import (
         AGZO,
@@ -62,6 +63,7 @@ _HOMES = {
     "SubZero": "methods",
     "ZOMuon": "methods",
     "ZerothOrder": "optimizer",
+    "dominant_layer": "dominant",
     "replay": "rebuild",
     "weights_sha256": "weights",
 }
@@ -90,6 +92,7 @@ __all__ = [
     "SubZero",
     "ZOMuon",
     "ZerothOrder",
+    "dominant_layer",
     "replay",
     "weights_sha256",
 ]

@@ -79,9 +79,9 @@ class TrainConfig:
     eps: Annotated[float | None, Opt("Size of the perturbation. Default: the method's.", gt=0)] = None
     queries: Annotated[int | None, Opt("Directions per step. Default: the method's.", ge=1)] = None
     weight_decay: Annotated[float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0)] = 0.0
-    scope: Annotated[str, Opt("What is trained: full, norms, biases, last:N, lora, regex:PATTERN; combine with &.")] = (
-        "full"
-    )
+    scope: Annotated[
+        str, Opt("Trained: full, norms, biases, last:N, block:N, dominant, lora, regex:PATTERN; join by &.")
+    ] = "full"
     blocks: Annotated[
         str | None, Opt("What a step trains: cycle (block by block), random:SHARE, atoms (LoRA's). Default: all.")
     ] = None

@@ -1,8 +1,8 @@
 """Which parameters are trained: presets and patterns over canonical names.
 
 `full` every parameter that requires grad; `norms` and `biases` by the kind of module and name; `last:N` the last N
-blocks and what follows them; `lora` adapter weights; `regex:PATTERN` a search in the names. `&` intersects:
-`norms&last:6`.
+blocks and what follows them; `block:N` block N alone, from 0; `lora` adapter weights; `regex:PATTERN` a search in the
+names. `&` intersects: `norms&last:6`. `dominant` is one block too, which takes a forward to find (`zotune.dominant`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
         return {name for name in named if "lora_" in name}
     if kind == "last" and argument.isdigit() and int(argument) > 0:
         return _last(model, named, int(argument))
+    if kind == "block" and argument.isdigit():
+        return _block(model, named, int(argument))
     if kind == "regex" and argument:
         try:
             return {name for name in named if re.search(argument, name)}
@@ -49,8 +51,14 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
             raise ConfigError(
                 f"scope {part!r} is not a regular expression: {error}. Remedy: correct the pattern."
             ) from None
+    if part == "dominant":
+        raise ConfigError(
+            "scope dominant is found by a forward of the model's weights. Remedy: scope block:N with the N that "
+            "zotune.dominant_layer gives, or that `zotune train --scope dominant` prints."
+        )
     raise ConfigError(
-        f"unknown scope {part!r}. Remedy: full, norms, biases, last:N, lora or regex:PATTERN, joined by '&'."
+        f"unknown scope {part!r}. Remedy: full, norms, biases, last:N, block:N, dominant, lora or regex:PATTERN, "
+        "joined by '&'."
     )
 
 
@@ -77,6 +85,14 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
         if isinstance(module, nn.ModuleList) and len(module) and not inside:
             lists.append((name, module))
     return max(reversed(lists), key=lambda item: len(item[1])) if lists else None
+
+
+def _block(model: nn.Module, named: dict[str, nn.Parameter], number: int) -> set[str]:
+    found = blocks(model)
+    if found is None or number >= len(found[1]):
+        has = "the model has no list of blocks" if found is None else f"{found[0]} has blocks 0 to {len(found[1]) - 1}"
+        raise ConfigError(f"scope block:{number}, but {has}. Remedy: another number, or regex:PATTERN.")
+    return {name for name in named if name.startswith(f"{found[0]}.{number}.")}
 
 
 def _last(model: nn.Module, named: dict[str, nn.Parameter], count: int) -> set[str]:

@@ -13,6 +13,7 @@ import zotune
 from zotune.config import FIXED, TrainConfig
 from zotune.data.batching import make_units, units_of_step
 from zotune.data.source import Part, load_source
+from zotune.dominant import dominant_layer
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.evaluate import Evaluation, evaluate
 from zotune.load import device_of, load_model, load_tokenizer, make_objective
@@ -42,7 +43,7 @@ class Session:
             raise ConfigError(f"unknown method {config.method!r}. Remedy: one of {', '.join(METHODS)}.")
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.config = config
+        self.config, self.scope = config, config.scope
         source = load_source(config, training)
         self.train_sha256 = source.train.sha256 if source.train else ""
         self.eval_sha256 = source.eval.sha256 if source.eval else ""
@@ -61,6 +62,8 @@ class Session:
         """The optimizer on the base weights, the fixed batches, and the choices that the first batch decides."""
         config = self.config
         self.base_sha256 = base_sha256(self.model)
+        self._divide()
+        self.scope = self._located()
         self.build()
         self.reuse = Reuse(self.optimizer.perturber, config.reuse_mb << 20)
         # Always the run's first batch and the base weights, so that a resumed run decides as the first one did.
@@ -73,21 +76,32 @@ class Session:
         self.optimizer.evaluator.decide(self.objective, batch, points, within)
         return self
 
+    def _located(self) -> str:
+        """The scope with `dominant` as the block that it is, on the base weights and the run's first batch."""
+        parts = [part.strip() for part in self.config.scope.split("&")]
+        if "dominant" not in parts:
+            return self.config.scope
+        batch = self.batch(units_of_step(len(self.units), self.units_per_step, self.config.seed, 0)[0])
+        number = dominant_layer(self.model, lambda: self.objective(self.model, batch))
+        return "&".join(f"block:{number}" if part == "dominant" else part for part in parts)
+
     def build(self) -> ZerothOrder:
         """The optimizer and the fixed batches. No weight is read."""
-        config = self.config
+        self._divide()
         self.optimizer = self._optimizer()
-        self._lr = _schedule(self.optimizer, config)
-        size = config.micro_batch_size or config.batch_size
-        self.units = make_units(self.objective.lengths(self.examples), size, config.seed)
-        self.units_per_step = config.batch_size // size
+        self._lr = _schedule(self.optimizer, self.config)
         return self.optimizer
+
+    def _divide(self) -> None:
+        size = self.config.micro_batch_size or self.config.batch_size
+        self.units = make_units(self.objective.lengths(self.examples), size, self.config.seed)
+        self.units_per_step = self.config.batch_size // size
 
     def _optimizer(self) -> ZerothOrder:
         c = self.config
         given = {key: value for key, value in (("lr", c.lr), ("eps", c.eps)) if value is not None}
         options = {
-            "scope": c.scope,
+            "scope": self.scope,
             "weight_decay": c.weight_decay,
             "blocks": c.blocks,
             "lanes": c.lanes,

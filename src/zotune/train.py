@@ -230,7 +230,7 @@ def _say(session: Session, watch: Watch) -> None:
         {
             "model": f"{config.model} ({total:,} parameters, {config.dtype}, {session.device})",
             "method": f"{config.method}, lr {optimizer.defaults['lr']:g}, eps {optimizer.arguments.get('eps', 0):g}",
-            "trained": f"{count:,} parameters (scope {config.scope})",
+            "trained": f"{count:,} parameters (scope {session.scope})",
             "data": f"{len(session.examples):,} examples in {len(session.units):,} fixed batches",
             "rows": session.data,
             "step": f"{forwards * session.units_per_step} forwards, {together}",
