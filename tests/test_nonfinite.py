@@ -72,6 +72,48 @@ def test_skip(config: Config, bad_at: Callable[..., None], options: dict[str, An
     assert '"step": 3, "loss": "nan", "projected_gradient": "nan"' in (run / "metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_halve_eps(config: Config, tmp_path: Path, bad_at: Callable[..., None], options: dict[str, Any]) -> None:
+    """Each bad step halves the radius of those behind it; a resume from a snapshot and a replay do the same."""
+    from zotune.history.undo import undo
+    from zotune.rebuild import rebuild
+
+    bad_at(1, 3)
+    train(config(on_nonfinite="halve-eps", snapshot_every=2, **options), Quiet())
+    run = tmp_path / "run"
+    before = (run / "journal.zoj").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    assert [record.step for record in steps_of(run) if skipped(record)] == [1, 3]
+    assert verify(run, Quiet())["hashes"] == 4
+    header = read(run / "journal.zoj")[0]
+    other = rebuild(header, Session(config(**options)).model)
+    radii = []
+    for record in steps_of(run):
+        radii.append(other.estimator.eps)
+        replay_step(other, record)
+    eps = header["arguments"]["eps"]
+    assert radii == [eps, eps, eps / 2, eps / 2, eps / 4, eps / 4, eps / 4]
+    undo(run, 1)
+    resume(run, Quiet())
+    assert ((run / "journal.zoj").read_bytes(), (run / "metrics.jsonl").read_bytes()) == before
+
+
+def test_a_branch_does_not_reinterpret_a_step_that_was_left_out(
+    config: Config, tmp_path: Path, bad_at: Callable[..., None]
+) -> None:
+    """Before the bad step the policy may be changed, behind it not."""
+    from zotune.errors import ConfigError
+    from zotune.history.branch import branch
+
+    bad_at(2)
+    train(config(on_nonfinite="skip"), Quiet())
+    with pytest.raises(ConfigError, match="on_nonfinite cannot be changed.*Remedy: branch before it"):
+        branch(tmp_path / "run", 4, tmp_path / "late", {"on_nonfinite": "halve-eps"})
+    branch(tmp_path / "run", 2, tmp_path / "early", {"on_nonfinite": "halve-eps"})
+    resume(tmp_path / "early", Quiet())
+    assert read(tmp_path / "early" / "journal.zoj")[0]["halve_eps"] is True
+    assert verify(tmp_path / "early", Quiet())["hashes"] == 1
+
+
 @pytest.mark.parametrize("left", [2, 3, 4])
 def test_skip_then_resume(config: Config, tmp_path: Path, bad_at: Callable[..., None], left: int) -> None:
     """Stopped around a step that was left out, the run ends with the same bytes."""

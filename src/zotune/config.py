@@ -105,7 +105,8 @@ class TrainConfig:
         Opt("Steps whose low-rank updates are written together. Default: a basis' life.", ge=1),
     ] = None
     on_nonfinite: Annotated[
-        Literal["stop", "skip"], Opt("A loss that is not finite stops the run, or its step is left out.")
+        Literal["stop", "skip", "halve-eps"],
+        Opt("A loss that is not finite: stop, skip its step, or skip it and halve eps."),
     ] = "stop"
     max_length: Annotated[int, Opt("Longest sequence in tokens; longer prompts lose their beginning.", ge=1)] = 512
     eval_every: Annotated[int | None, Opt("Evaluate every so many steps. Default: before and after.", ge=1)] = None

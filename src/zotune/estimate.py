@@ -43,6 +43,9 @@ class Probe:
 class Estimator(ABC):
     """A plan of points for a step, and the reduction of their losses. Both are pure until `observe` ends the step."""
 
+    eps: float
+    """The radius of the perturbation."""
+
     per_example = False
     """Whether `probes` takes the losses example by example, (points, examples) flattened, instead of their means."""
 
@@ -53,6 +56,10 @@ class Estimator(ABC):
     @abstractmethod
     def probes(self, seed: int, step: int, losses: Sequence[float]) -> list[Probe]:
         """The probes from the losses at `points(seed, step)`."""
+
+    def halve(self) -> None:
+        """Halve `eps` for the steps to come."""
+        self.eps /= 2
 
     def observe(self, seed: int, step: int, losses: Sequence[float]) -> None:  # noqa: B027 - most have no memory
         """Called after the update of every step."""

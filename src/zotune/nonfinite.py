@@ -1,5 +1,8 @@
 """What becomes of a step whose loss is NaN or infinite: it stops the run, or is left out and recorded as left out.
 
+With `halve-eps` the radius is halved from the next step on as well. That needs no record of its own: a replay halves it
+at the same step.
+
 A step that was left out has one loss in the journal, NaN, so it can never be taken for one that was applied: a replay
 counts it and changes no weight.
 """
@@ -51,14 +54,14 @@ def replay_step(optimizer: ZerothOrder, record: StepRecord) -> None:
             f"record of step {record.step} does not follow step {optimizer.steps} of this run. Remedy: replay in order."
         )
     else:
-        optimizer.skip()
+        optimizer.leave_out()
 
 
 @final
 class Skips:
-    """Leaves out steps with a loss that is not finite, if `policy` is "skip", up to MOST in a row."""
+    """Leaves out steps with a loss that is not finite, unless `policy` is "stop", up to MOST in a row."""
 
-    def __init__(self, policy: Literal["stop", "skip"], before: Sequence[StepRecord]) -> None:
+    def __init__(self, policy: Literal["stop", "skip", "halve-eps"], before: Sequence[StepRecord]) -> None:
         self._policy = policy
         self._in_row = next((i for i, r in enumerate(reversed(before)) if not skipped(r)), len(before))
 
@@ -74,7 +77,8 @@ class Skips:
             if self._in_row >= MOST:
                 raise NonFiniteLoss(f"{MOST} steps in a row were left out, and again: {error}") from None
             self._in_row += 1
-            watch.say(f"left out: {str(error).partition(' Remedy:')[0]}")
+            halved = f"; eps is {optimizer.estimator.eps / 2:g} from here on" if optimizer.halve_eps else ""
+            watch.say(f"left out: {str(error).partition(' Remedy:')[0]}{halved}")
             lrs = tuple(float(group["lr"]) for group in optimizer.param_groups)
             record(StepRecord(optimizer.steps, lrs, (math.nan,)))
-            optimizer.skip()
+            optimizer.leave_out()

@@ -49,6 +49,7 @@ class ZerothOrder(torch.optim.Optimizer):
         lanes: "auto" evaluates several points per forward where the first batch proves that right, "off" never, "on" or
             raises UserError. `max_lanes` bounds how many points ride in one forward.
         coverage: raise CoverageError when a parameter in scope is not used by a forward pass.
+        halve_eps: a step that is left out (`leave_out`) halves eps for the steps to come.
         blocks: "cycle", "random:SHARE" or "atoms": a step perturbs and updates these parts alone (`zotune.schedule`).
         fold_every: low-rank updates are summed for so many steps before they are written into the weights (a divisor of
             the direction's window). Then `model` alone is behind: `settled()` or `fold()` before anything reads it.
@@ -74,6 +75,7 @@ class ZerothOrder(torch.optim.Optimizer):
         coverage: bool = True,
         blocks: str | None = None,
         fold_every: int = 1,
+        halve_eps: bool = False,
         method: str = "custom",
         arguments: dict[str, Any] | None = None,
     ) -> None:
@@ -95,6 +97,7 @@ class ZerothOrder(torch.optim.Optimizer):
         direction.prepare(self.perturber.targets())
         _check_folding(fold_every, direction, self.param_groups)
         self.fold_every = fold_every
+        self.halve_eps, self.halvings = halve_eps, 0
         self.steps = 0  # steps taken
         self.record: Callable[[StepRecord], None] | None = None  # called before each update, for a journal
         self._losses: list[list[tuple[float, float]]] = []  # for each point, (loss, weight) of each example
@@ -262,6 +265,16 @@ class ZerothOrder(torch.optim.Optimizer):
         if self.steps % self.fold_every == 0:
             self.fold()
 
+    def leave_out(self) -> None:
+        """End a step without an update; with `halve_eps` the radius is halved from the next one on."""
+        if self.halve_eps:
+            self._halve()
+        self.skip()
+
+    def _halve(self) -> None:
+        self.estimator.halve()
+        self.halvings += 1
+
     def _update(self, target: Target, lr: float, weight_decay: float) -> None:
         active = any(self.direction.active(target, probe.key) for probe in self._last)
         change = self.rule.change(target, self.direction, self._last, lr) if active else None
@@ -345,22 +358,27 @@ class ZerothOrder(torch.optim.Optimizer):
             "blocks": self.blocks,
             "parameters": parameters,
             "groups": groups,
+            **({"halve_eps": True} if self.halve_eps else {}),
         }
 
     def carried(self) -> dict[str, Tensor]:
         """What the method carries from step to step beyond the weights, as named tensors: a snapshot needs them too."""
         parts = {"direction": self.direction.state(), "rule": self.rule.state(), "estimator": self.estimator.state()}
+        if self.halvings:
+            parts["eps"] = {"halvings": torch.tensor(self.halvings)}
         parts["pending"] = {name: factors.u for name, factors in self.perturber.pending.items()}
         return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
 
     def carry(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `carried` returned."""
-        parts: dict[str, State] = {"direction": {}, "rule": {}, "estimator": {}, "pending": {}}
+        parts: dict[str, State] = {"direction": {}, "rule": {}, "estimator": {}, "eps": {}, "pending": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
         for taker, part in ((self.direction, "direction"), (self.rule, "rule"), (self.estimator, "estimator")):
             taker.load_state(parts[part])
+        while self.halvings < int(parts["eps"].get("halvings", 0)):
+            self._halve()
         self.perturber.pending = {}
         for target in self.perturber.targets():
             if target.name in parts["pending"]:

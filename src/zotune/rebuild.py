@@ -74,6 +74,7 @@ def rebuild(header: dict[str, Any], model: nn.Module, **options: Any) -> ZerothO
     ]
     build = METHODS[method].build
     options = {"fold_every": header.get("fold_every", 1), "blocks": header.get("blocks"), **options}
+    options["halve_eps"] = header.get("halve_eps", False)
     check_arguments(build, header["arguments"])
     try:
         return build(model, lr=0.0, seed=header["seed"], params=groups, **header["arguments"], **options)

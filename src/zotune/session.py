@@ -105,6 +105,7 @@ class Session:
             "weight_decay": c.weight_decay,
             "blocks": c.blocks,
             "lanes": c.lanes,
+            "halve_eps": c.on_nonfinite == "halve-eps",
             "seed": c.seed,
         }
         if c.queries is not None and "queries" in accepts(c.method):

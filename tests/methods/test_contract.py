@@ -295,6 +295,19 @@ def test_a_saved_state_continues_bit_identically(method: str, dtype: torch.dtype
 
 
 @methods
+def test_halving_eps_halves_every_radius(method: str) -> None:
+    """The points of later steps lie at half the distance, and a state that is carried on keeps that."""
+    optimizer, other, plain = (train(method, tiny("llama"), eps=1e-2, halve_eps=True) for _ in range(3))
+    optimizer.leave_out()
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for step in (1, 2):
+        expected = [point.scale / 2 for point in plain.estimator.points(0, step)]
+        for halved in (optimizer, other):
+            assert [point.scale for point in halved.estimator.points(0, step)] == expected
+    assert optimizer.estimator.eps == other.estimator.eps == 5e-3
+
+
+@methods
 @pytest.mark.parametrize("queries", [1, 3])
 def test_forwards_counted_are_forwards_declared(method: str, queries: int) -> None:
     """As many forwards as the table says, by the evaluator's count and, independently, by the rows the model met."""

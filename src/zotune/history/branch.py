@@ -12,7 +12,8 @@ from zotune.config import FIXED, TrainConfig
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.history.steps import check_step, count_steps, first_steps, hash_at, make_folder
 from zotune.journal import read as read_journal
-from zotune.records import encode, encode_header
+from zotune.nonfinite import skipped
+from zotune.records import StepRecord, encode, encode_header
 from zotune.resolve import resolve
 from zotune.run import RunPaths
 
@@ -43,6 +44,14 @@ def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, An
         "branch": {"step": step, "journal_sha256": hashlib.sha256(data).hexdigest()},
     }
     shared = first_steps(records, step)
+    halving = config.on_nonfinite == "halve-eps"
+    if halving != new.pop("halve_eps", False) and any(skipped(r) for r in shared if isinstance(r, StepRecord)):
+        raise ConfigError(
+            "on_nonfinite cannot be changed to or from halve-eps by this branch: a step that it shares was left out. "
+            "Remedy: branch before it."
+        )
+    if halving:
+        new["halve_eps"] = True
     files = {
         paths.config.name: config.to_yaml().encode(),
         paths.journal.name: encode_header(new) + b"".join(map(encode, shared)),

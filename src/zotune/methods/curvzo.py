@@ -161,8 +161,12 @@ class Clipped(Estimator):
     """Central differences, |coef| clipped to `clip` times the running mean of what it was in earlier steps."""
 
     def __init__(self, eps: float, queries: int, clip: float | None) -> None:
-        self._inner, self.clip = TwoSided(eps, queries), clip
+        self._inner, self.clip, self.eps = TwoSided(eps, queries), clip, eps
         self.mean = 0.0
+
+    def halve(self) -> None:
+        super().halve()
+        self._inner.halve()
 
     def points(self, seed: int, step: int) -> list[Point]:
         return self._inner.points(seed, step)
