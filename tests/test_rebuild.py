@@ -18,7 +18,7 @@ from zotune.errors import JournalError, RunError, UserError
 from zotune.journal import HashRecord, Journal, read
 from zotune.methods import METHODS
 from zotune.optimizer import ZerothOrder
-from zotune.rebuild import current_sha256, scope_sha256, steps_of
+from zotune.rebuild import apply, current_sha256, rebuild, scope_sha256, steps_of
 
 one_thread = models.one_thread
 replayable = pytest.mark.parametrize("method", [row for row in models.METHOD_ROWS if METHODS[row.values[0]].replayable])
@@ -87,6 +87,16 @@ def test_replay_ends_with_the_same_bits(method: str, dtype: torch.dtype, kind: s
     assert same_bits(weights(again), weights(model)) and not calls
     assert found["steps"] == STEPS and found["verified"] is True
     assert found["weights_sha256"] == found["recorded_sha256"] == current_sha256(optimizer)
+
+
+def test_a_hash_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
+    """A journal that lost the step before its hash is not the run's."""
+    path, model = tmp_path / "journal.zoj", base("full", torch.float32)
+    run(path, model, "mezo", cheap, ROWS, 3)
+    header, records, _ = read(path)
+    optimizer = rebuild(header, base("full", torch.float32))
+    with pytest.raises(JournalError, match="after 3 steps stands where 2 are recorded.*Remedy"):
+        apply(optimizer, [*records[:2], records[3]])
 
 
 @replayable

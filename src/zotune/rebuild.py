@@ -90,6 +90,11 @@ def apply(optimizer: ZerothOrder, records: list[Record], steps: int | None = Non
     for record in records:
         if isinstance(record, HashRecord):
             recorded = record
+            if record.step > optimizer.steps and (steps is None or record.step <= steps):
+                raise JournalError(
+                    f"a hash of the weights after {record.step} steps stands where {optimizer.steps} are recorded: a "
+                    "step is missing. Remedy: restore the file from a copy."
+                )
             if record.step == optimizer.steps:
                 _check(optimizer, record)
         elif steps is not None and optimizer.steps >= steps:
