@@ -5,8 +5,9 @@
 
 Stages, each of which resumes where it was stopped, for every run is written at once to results/methods.json:
 lr     seed 0, half the forwards, a ladder of learning rates a factor of 4 apart around the method's default times
-       the task's factor; the ladder is extended at its end while the best stands there (at most 3 times). The best is
-       the one with the lowest loss on 200 dev rows. All other arguments are the method's defaults.
+       the task's factor; it goes on at its end while the best stands there, and downwards while nothing was learnt, to
+       at most 10 rates. The best has the highest accuracy on 200 dev rows, then the lowest loss. All other arguments are
+       the method's defaults.
 seeds  three seeds (0, 1, 2) at the best rate and all forwards: dev rows at a third, two thirds and the end, 400 test
        rows at the end and where the dev accuracy was best.
 cost   a process of its own per method: seconds per forward and peak memory over a few steps.
@@ -17,8 +18,10 @@ Without --stage all of them, in this order. The second task needs a folder with 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import inspect
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -42,7 +45,8 @@ from zotune.methods import METHODS
 from zotune.resolve import resolve
 from zotune.session import Session
 
-TRAIN, DEV, TEST, SEEDS, STEP_OF_LADDER, EXTENSIONS = 512, 200, 400, (0, 1, 2), 4.0, 3
+TRAIN, DEV, TEST, SEEDS, STEP_OF_LADDER = 512, 200, 400, (0, 1, 2), 4.0
+MOST_RATES, LEARNT = 10, 0.55  # rates tried per method; the dev accuracy below which nothing was learnt
 SCOPE, BATCH = "last:6", 16
 
 
@@ -164,16 +168,33 @@ def _rows(name: str, subj: Path | None) -> dict[str, list[dict[str, Any]]]:
     return {part: found[part][:count] for part, count in (("train", TRAIN), ("dev", DEV), ("test", TEST))}
 
 
-def ladder(bench: Bench, method: str, known: dict[float, float]) -> float | None:
-    """The next rate to try, given the losses of those that were tried; None when the best one is found."""
+Score = tuple[float, float]  # accuracy, minus the loss: higher is better
+
+
+def ladder(bench: Bench, method: str, known: dict[float, Score]) -> float | None:
+    """The next rate to try, given the scores of those that were tried; None when the best one is found."""
     default = default_lr(method) * bench.task.factor
     for exponent in (0, 1, -1):
         if default * STEP_OF_LADDER**exponent not in known:
             return default * STEP_OF_LADDER**exponent
-    best, rates = min(known, key=lambda lr: known[lr]), sorted(known)
-    if len(known) >= 3 + EXTENSIONS or best not in (rates[0], rates[-1]):
+    best, rates = max(known, key=lambda lr: known[lr]), sorted(known)
+    if len(known) >= MOST_RATES:
+        return None
+    if known[best][0] < LEARNT:  # too large a rate ends at chance, as too small a one does
+        return rates[0] / STEP_OF_LADDER
+    if best not in (rates[0], rates[-1]):
         return None
     return best * STEP_OF_LADDER if best == rates[-1] else best / STEP_OF_LADDER
+
+
+def scores(result: dict[str, Any], task: str, method: str) -> dict[float, Score]:
+    """The dev rows' score for each rate that was tried; the worst for a run that ended in an error."""
+    rows = [row for row in result["lr"] if (row["task"], row["method"]) == (task, method)]
+    return {row["lr"]: _score(row["dev"][-1]) if row["dev"] else (0.0, -math.inf) for row in rows}
+
+
+def _score(found: dict[str, float]) -> Score:
+    return found["accuracy"], -found["loss"]
 
 
 def default_lr(method: str) -> float:
@@ -190,21 +211,19 @@ def losses(result: dict[str, Any], task: str, method: str) -> dict[float, float]
 def stage_lr(bench: Bench, methods: list[str], options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Climb each method's ladder."""
     for method in methods:
-        while (lr := ladder(bench, method, losses(result, bench.name, method))) is not None:
-            result["lr"].append(tried(bench, method, lr, 0, options.forwards // 2, 1))
-            save(result)
+        while (lr := ladder(bench, method, scores(result, bench.name, method))) is not None:
+            add(result, "lr", tried(bench, method, lr, 0, options.forwards // 2, 1))
 
 
 def stage_seeds(bench: Bench, methods: list[str], options: argparse.Namespace, result: dict[str, Any]) -> None:
     """The runs that the table is made of."""
     for seed in SEEDS:
         for method in methods:
-            known = losses(result, bench.name, method)
+            known = scores(result, bench.name, method)
             done = {(row["task"], row["method"], row["seed"]) for row in result["seeds"]}
             if known and ladder(bench, method, known) is None and (bench.name, method, seed) not in done:
-                best = min(known, key=lambda lr: known[lr])
-                result["seeds"].append(tried(bench, method, best, seed, options.forwards, 3))
-                save(result)
+                best = max(known, key=lambda lr: known[lr])
+                add(result, "seeds", tried(bench, method, best, seed, options.forwards, 3))
 
 
 def tried(bench: Bench, method: str, lr: float, seed: int, forwards: int, stops: int) -> dict[str, Any]:
@@ -225,8 +244,7 @@ def stage_cost(methods: list[str], options: argparse.Namespace, result: dict[str
         if method not in result["cost"]:
             command = [sys.executable, __file__, "--cost-of", method, "--threads", str(options.threads)]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            result["cost"][method] = json.loads(out.splitlines()[-1])
-            save(result)
+            add(result, "cost", {method: json.loads(out.splitlines()[-1])})
 
 
 def rows_of(result: dict[str, Any], task: str) -> list[dict[str, Any]]:
@@ -315,12 +333,23 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def save(result: dict[str, Any]) -> None:
-    """Written whole and renamed: a run that is stopped loses the row it was at, no more."""
+def add(result: dict[str, Any], key: str, row: dict[str, Any]) -> None:
+    """Add a row, or an entry where `key` is a table of entries, and write the file.
+
+    Read again under a lock and renamed: another process may be at other methods, and a stop loses one row, no more.
+    """
     path = RESULTS / "methods.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(path)
+    with (RESULTS / ".methods.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            result.update(json.loads(path.read_text()))
+        if isinstance(result[key], list):
+            result[key].append(row)
+        else:
+            result[key].update(row)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result, indent=1) + "\n")
+        part.replace(path)
 
 
 def read(forwards: int) -> dict[str, Any]:
@@ -355,8 +384,7 @@ def main() -> None:
     for name in options.tasks.split(",") if options.stage in (None, "lr", "seeds") else ():
         bench = Bench(name, options.subj, options.threads)
         if name not in result["zero_shot"]:
-            result["zero_shot"][name] = bench.zero_shot()
-            save(result)
+            add(result, "zero_shot", {name: bench.zero_shot()})
         if options.stage in (None, "lr"):
             stage_lr(bench, methods, options, result)
         if options.stage in (None, "seeds"):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Only the user's own flag may let a model's code run: never a file that may come from someone else's run.
 NEVER_FROM_FILE = ("trust_remote_code",)
 # Where things lie and what computes them: a run may be moved. All other options stay what the run began with.
-PLACES = ("model", "train", "eval", "data_dir", "output_dir", "device", "threads", "trust_remote_code")
+PLACES = ("model", "train", "eval", "data_dir", "output_dir", "device", "threads", "track", "trust_remote_code")
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
 _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "calibrated")
@@ -112,6 +112,7 @@ class TrainConfig:
     eval_every: Annotated[int | None, Opt("Evaluate every so many steps. Default: before and after.", ge=1)] = None
     eval_batch_size: Annotated[int, Opt("Examples per forward when evaluating.", ge=1)] = 32
     snapshot_every: Annotated[int, Opt("Steps between snapshots; they only shorten a resume.", ge=1)] = 500
+    track: Annotated[list[str] | None, Opt("Trackers: tensorboard, trackio, wandb, mlflow, ...")] = None
     output_dir: Annotated[Path, Opt("Folder of the run.")]
     trust_remote_code: Annotated[bool, Opt("Let the model's own code run. Never taken from a file.")] = False
     threads: Annotated[int | None, Opt("CPU threads. Default: torch's.", ge=1)] = None

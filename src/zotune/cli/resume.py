@@ -16,8 +16,11 @@ def command(run: RunArgument, trust_remote_code: TrustRemoteCode = False, as_jso
         if not paths.config.exists():  # a config alone is enough: that run was stopped before its first step
             paths.check()
         session.run = run
+        from zotune.session import config_of
+        from zotune.track import tracked
         from zotune.train import resume
 
-        return resume(run, session.watch, trust_remote_code=trust_remote_code)
+        with tracked(config_of(paths, trust_remote_code), session.watch) as watch:
+            return resume(run, watch, trust_remote_code=trust_remote_code)
 
     execute(body, as_json)

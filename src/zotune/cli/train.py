@@ -28,8 +28,10 @@ def command(
 
         resolved = resolve(values_of(given), config).absolute()
         session.run = resolved.output_dir
+        from zotune.track import tracked
         from zotune.train import train
 
-        return train(resolved, session.watch)
+        with tracked(resolved, session.watch) as watch:
+            return train(resolved, watch)
 
     execute(body, as_json)

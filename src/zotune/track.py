@@ -1,0 +1,114 @@
+"""Trackers (tensorboard, trackio, wandb, mlflow, ...) beside the console, through accelerate: the option `track`.
+
+What they get is what `metrics.jsonl` holds: they only look on, and a tracker that fails stops nothing but itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from zotune.config import TrainConfig
+from zotune.errors import ConfigError, UserError
+from zotune.watch import Watch
+
+FOLDER = "track"  # in the run folder, for trackers that write files
+
+
+@final
+class Tracked:
+    """A watch that also tells trackers. `trackers` are accelerate's: they have `log` and `finish`."""
+
+    def __init__(self, inner: Watch, trackers: Mapping[str, Any]) -> None:
+        self._inner, self._trackers = inner, dict(trackers)
+
+    def say(self, text: str) -> None:
+        """To the inner watch alone."""
+        self._inner.say(text)
+
+    def header(self, info: Mapping[str, str]) -> None:
+        """To the inner watch alone: the trackers have the config."""
+        self._inner.header(info)
+
+    def step(self, step: int, steps: int, loss: float, seconds: float, extra: Mapping[str, float]) -> None:
+        """Loss, seconds and the named numbers."""
+        self._inner.step(step, steps, loss, seconds, extra)
+        self._log({"train/loss": loss, "train/seconds": seconds, **{f"train/{k}": v for k, v in extra.items()}}, step)
+
+    def eval(self, step: int, result: Mapping[str, float]) -> None:
+        """The evaluation's numbers."""
+        self._inner.eval(step, result)
+        self._log({f"eval/{key}": value for key, value in result.items()}, step)
+
+    def finish(self) -> None:
+        """Close the trackers."""
+        for name, tracker in list(self._trackers.items()):
+            self._guarded(name, tracker.finish)
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        for name, tracker in list(self._trackers.items()):
+            self._guarded(name, lambda tracker=tracker: tracker.log(values, step=step))
+
+    def _guarded(self, name: str, call: Any) -> None:
+        """A service that is down must not end a run of days: it is left out from here on, and that is said."""
+        try:
+            call()
+        except Exception as error:  # whatever a tracker's own library raises
+            del self._trackers[name]
+            self._inner.say(f"{name} failed and is left out from here on: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def tracked(config: TrainConfig, watch: Watch) -> Iterator[Watch]:
+    """`watch`, and the trackers that the config names beside it.
+
+    Raises ConfigError for a name that accelerate does not know, UserError for one whose package is missing.
+    """
+    if not config.track:
+        yield watch
+        return
+    both = Tracked(watch, {name: _open(name, config) for name in dict.fromkeys(config.track)})
+    try:
+        yield both
+    finally:
+        both.finish()
+
+
+def _open(name: str, config: TrainConfig) -> Any:
+    try:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    except ImportError:
+        raise UserError("track needs accelerate. Remedy: pip install 'zotune[track]'.") from None
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ConfigError(f"track: no tracker {name!r}. Remedy: one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+    if name not in _names(get_available_trackers()):
+        raise UserError(f"track: {name} is not installed. Remedy: pip install {name}.")
+    kind: Any = LOGGER_TYPE_TO_CLASS[name]
+    try:
+        if kind.requires_logging_directory:
+            # The tracker makes a folder of the run's name below.
+            tracker = kind(config.output_dir.name, logging_dir=str(config.output_dir / FOLDER))
+        else:
+            tracker = kind("zotune")
+        if hasattr(tracker, "start"):  # newer versions of accelerate begin here, older ones in the constructor
+            tracker.start()
+        tracker.store_init_configuration(_plain(config.as_dict()))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"track: {name} cannot be started: {reason}. Remedy: check its own settings.") from None
+    return tracker
+
+
+def _names(trackers: Sequence[Any]) -> set[str]:
+    return {str(getattr(tracker, "value", tracker)) for tracker in trackers}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that every tracker takes: numbers and texts; paths of this machine stay here."""
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in values.items()
+        if value is not None and not isinstance(value, Path) and key != "trust_remote_code"
+    }
