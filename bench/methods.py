@@ -6,8 +6,8 @@
 Stages, each of which resumes where it was stopped, for every run is written at once to results/methods.json:
 lr     seed 0, half the forwards, a ladder of learning rates a factor of 4 apart around the method's default times
        the task's factor; it goes on at its end while the best stands there, and downwards while nothing was learnt, to
-       at most 10 rates. The best has the highest accuracy on 200 dev rows, then the lowest loss. All other arguments are
-       the method's defaults.
+       at most 10 rates. The best has the highest accuracy on 200 dev rows, then the lowest loss. All other arguments
+       are the method's defaults.
 seeds  three seeds (0, 1, 2) at the best rate and all forwards: dev rows at a third, two thirds and the end, 400 test
        rows at the end and where the dev accuracy was best.
 cost   a process of its own per method: seconds per forward and peak memory over a few steps.

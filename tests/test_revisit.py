@@ -15,9 +15,9 @@ from zotune.errors import ConfigError, JournalError, RunError
 from zotune.journal import HashRecord, Journal
 from zotune.journal import read as read_journal
 from zotune.load import load_model
+from zotune.resolve import config_of
 from zotune.revisit import evaluate_run, log_rows, replay
 from zotune.run import RunPaths
-from zotune.session import config_of
 from zotune.train import train
 from zotune.watch import Quiet
 from zotune.weights import weights_sha256

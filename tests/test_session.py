@@ -15,8 +15,9 @@ import zotune
 from zotune.config import PLACES, TrainConfig
 from zotune.data.batching import units_of_step
 from zotune.errors import ConfigError, DataError, RunError
+from zotune.resolve import config_of
 from zotune.run import RunPaths
-from zotune.session import Session, check_same, config_of
+from zotune.session import Session, check_same
 
 Config = Callable[..., TrainConfig]
 

@@ -17,9 +17,10 @@ from zotune.journal import HashRecord, Journal, StepRecord
 from zotune.journal import read as read_journal
 from zotune.load import load_model
 from zotune.methods import METHODS
+from zotune.resolve import config_of
 from zotune.revisit import replay
 from zotune.run import RunFolder, RunPaths
-from zotune.session import Session, config_of
+from zotune.session import Session
 from zotune.train import resume, train
 from zotune.watch import Quiet
 from zotune.weights import weights_sha256

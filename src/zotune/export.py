@@ -18,9 +18,9 @@ from zotune.errors import ConfigError, RunError
 from zotune.journal import read
 from zotune.load import load_model, load_tokenizer, quiet
 from zotune.model_folder import refuse_filled
+from zotune.resolve import config_of
 from zotune.revisit import replay_onto
 from zotune.run import RunPaths
-from zotune.session import config_of
 from zotune.watch import Watch
 
 Form = Literal["merge", "adapter", "delta"]

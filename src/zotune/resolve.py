@@ -13,6 +13,7 @@ from typing import Any
 
 from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig, flag
 from zotune.errors import ConfigError
+from zotune.run import RunPaths
 
 MAX_FILE_BYTES = 2**20
 
@@ -79,6 +80,11 @@ def resolve(
             if name not in accepted and (name in nested or name not in OPTIONS):
                 raise ConfigError(places.get(name, "") + _unknown(name, method, accepted))
     return TrainConfig(**_required(options), method_args=arguments)
+
+
+def config_of(paths: RunPaths, trust_remote_code: bool = False) -> TrainConfig:
+    """The run's own config; the folder may have been moved since. Only the caller can allow the model's own code."""
+    return resolve({"output_dir": paths.folder, "trust_remote_code": trust_remote_code}, paths.config)
 
 
 def _required(values: dict[str, Any]) -> dict[str, Any]:

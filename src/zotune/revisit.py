@@ -18,8 +18,9 @@ from zotune.model_folder import refuse_filled, save_folder
 from zotune.nonfinite import mean_loss
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import apply, rebuild
+from zotune.resolve import config_of
 from zotune.run import RunPaths
-from zotune.session import Session, config_of
+from zotune.session import Session
 from zotune.watch import Watch
 from zotune.weights import base_sha256
 

@@ -23,7 +23,6 @@ from zotune.objective.base import Batch, Example, Objective, to_device
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import scope_sha256
 from zotune.records import StepRecord
-from zotune.resolve import resolve
 from zotune.reuse import Reuse
 from zotune.run import RunPaths
 from zotune.weights import base_sha256
@@ -205,11 +204,6 @@ def _schedule(optimizer: ZerothOrder, config: TrainConfig) -> Callable[[int], li
     scheduler: Any = get_scheduler(kind, optimizer, config.warmup_steps, config.steps)
     base = [float(group["initial_lr"]) for group in optimizer.param_groups]
     return lambda step: [lr * float(of(step)) for lr, of in zip(base, scheduler.lr_lambdas, strict=True)]
-
-
-def config_of(paths: RunPaths, trust_remote_code: bool = False) -> TrainConfig:
-    """The run's own config; the folder may have been moved since. Only the caller can allow the model's own code."""
-    return resolve({"output_dir": paths.folder, "trust_remote_code": trust_remote_code}, paths.config)
 
 
 def check_same(recorded: dict[str, Any], now: dict[str, Any], paths: RunPaths) -> None:

@@ -21,8 +21,9 @@ from zotune.machine import peak_memory_bytes
 from zotune.nonfinite import Skips, mean_loss, skipped
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import current_sha256, steps_of
+from zotune.resolve import config_of
 from zotune.run import RunFolder, RunPaths
-from zotune.session import Session, check_same, config_of
+from zotune.session import Session, check_same
 from zotune.watch import Watch
 from zotune.weights import weights_sha256
 

@@ -36,6 +36,7 @@ def test_every_option_has_its_flag(cli: Any, fakes: Any) -> None:
     assert set(GIVEN) | set(TASK) | {"calibrated"} == set(OPTIONS) - {
         "completion_column",
         "method_args",
+        "track",  # opens trackers: tests/test_track.py
         "trust_remote_code",
     }
     flags = [word for name, value in GIVEN.items() for word in (flag(name), value)]

@@ -16,7 +16,7 @@ def command(run: RunArgument, trust_remote_code: TrustRemoteCode = False, as_jso
         if not paths.config.exists():  # a config alone is enough: that run was stopped before its first step
             paths.check()
         session.run = run
-        from zotune.session import config_of
+        from zotune.resolve import config_of
         from zotune.track import tracked
         from zotune.train import resume
 

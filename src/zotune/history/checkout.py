@@ -10,9 +10,9 @@ from zotune.history.steps import check_step
 from zotune.journal import read as read_journal
 from zotune.load import load_model, load_tokenizer
 from zotune.model_folder import refuse_filled, save_folder
+from zotune.resolve import config_of
 from zotune.revisit import replay_onto
 from zotune.run import RunPaths
-from zotune.session import config_of
 from zotune.watch import Watch
 
 

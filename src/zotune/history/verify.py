@@ -12,9 +12,9 @@ from zotune.load import load_model
 from zotune.nonfinite import replay_step
 from zotune.rebuild import current_sha256
 from zotune.records import HashRecord
+from zotune.resolve import config_of
 from zotune.revisit import optimizer_on
 from zotune.run import RunPaths
-from zotune.session import config_of
 from zotune.watch import Watch
 
 
