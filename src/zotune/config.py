@@ -57,7 +57,7 @@ class TrainConfig:
         Literal["text", "label", "completion", "messages", "sharegpt", "alpaca", "choices", "tokens"] | None,
         Opt("Shape of the rows. Default: told from their columns."),
     ] = None
-    task: Annotated[str | None, Opt("Built-in task in place of files, such as sst2 or boolq.")] = None
+    task: Annotated[str | None, Opt("Built-in task in place of files, such as sst2, or an lm-eval YAML.")] = None
     data_dir: Annotated[Path | None, Opt("Folder with the task's splits. Default: the hub.")] = None
     data_seed: Annotated[int, Opt("Seed of the task's sample of rows.", ge=0, le=2**32 - 1)] = 0
     shots: Annotated[int | None, Opt("Rows per class to train on, in place of a sample.", ge=1)] = None
@@ -175,6 +175,7 @@ class TrainConfig:
             model=model,
             train=self.train and self.train.resolve(),
             eval=self.eval and self.eval.resolve(),
+            task=str(Path(self.task).resolve()) if self.task and Path(self.task).is_file() else self.task,
             data_dir=self.data_dir and self.data_dir.resolve(),
             output_dir=self.output_dir.resolve(),
         )

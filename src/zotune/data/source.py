@@ -87,12 +87,15 @@ def _of_task(config: TrainConfig, training: bool) -> Source:
     evaluated = (
         read_part(config.eval) if config.eval else _part(held_out, f"task {task.name}, {config.eval_split} rows")
     )
-    return Source(_part(train, f"task {task.name}, training rows") if training else None, evaluated, "")
+    return Source(_part(train, f"task {task.name}, training rows", task.digest) if training else None, evaluated, "")
 
 
-def _part(rows: Rows, name: str) -> Part:
-    """The hash is of the rows as JSON: the same from the hub and from a folder that holds the same values."""
-    digest = sha256()
+def _part(rows: Rows, name: str, task: str = "") -> Part:
+    """The hash is of the rows as JSON: the same from the hub and from a folder that holds the same values.
+
+    `task` is the hash of the task's own file, where it has one.
+    """
+    digest = sha256(task.encode())
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
         digest.update(b"\n")

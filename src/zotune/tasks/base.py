@@ -14,17 +14,19 @@ from zotune.data.rendered import Classes, Render
 class Task:
     """One row of the table.
 
-    hub, subset, revision: the data set on the hub, as files without a script. test: the official split that is tested
-    on. causal: the prompt for decoders (and encoder-decoders), masked: the prompt for masked models; None where the
-    task has none. loss: "options" compares all candidates, "target" is the log-likelihood of the right one alone.
-    classes: the label, for k-shot splits and for leaving out rows without one. train_rows, dev_rows, test_rows: the
-    sizes of MeZO's experiments. limits: the most tokens of a column that a masked model reads.
+    hub, subset, revision: the data set on the hub, as files without a script. train, test: the official splits that are
+    trained and tested on. causal: the prompt for decoders (and encoder-decoders), masked: the prompt for masked models;
+    None where the task has none. loss: "options" compares all candidates, "target" is the log-likelihood of the right
+    one alone. classes: the label, for k-shot splits and for leaving out rows without one. train_rows, dev_rows,
+    test_rows: the sizes of MeZO's experiments. limits: the most tokens of a column that a masked model reads.
+    digest: the SHA-256 of the file that a task was read from, empty for one of the table.
     """
 
     name: str
     hub: str
     subset: str | None = None
     revision: str | None = None
+    train: str = "train"
     test: str = "validation"
     causal: Render | None = None
     masked: Render | None = None
@@ -35,3 +37,4 @@ class Task:
     dev_rows: int = 500
     test_rows: int = 1000
     limits: Mapping[str, int] = field(default_factory=dict)
+    digest: str = ""

@@ -45,7 +45,7 @@ def rows_of(task: Task, wanted: Wanted) -> tuple[Rows, Rows]:
     train: Rows = []
     dev: Rows = []
     if wanted.training or wanted.part == "dev":
-        rows = _official(task, "train", wanted.data_dir)
+        rows = _official(task, task.train, wanted.data_dir)
         if wanted.shots is not None:
             if task.classes is None:
                 raise ConfigError(f"task {task.name} has no classes, so no --shots. Remedy: give --train-rows.")

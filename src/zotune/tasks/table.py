@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 
 from zotune.errors import ConfigError
 from zotune.tasks import choice, decoder, lm_bff, reading
 from zotune.tasks.base import Task
+from zotune.tasks.lm_eval import SUFFIXES, read_task
 
 GLUE, SUPER = "nyu-mll/glue", "aps/super_glue"
 _OPINION = ("terrible", "great")
@@ -198,7 +200,12 @@ TASKS: Mapping[str, Task] = {task.name: task for task in _ROWS}
 
 
 def find(name: str) -> Task:
-    """The task of this name (any case, `-` and `_` ignored). Raises ConfigError naming the nearest."""
+    """The task of this name (any case, `-` and `_` ignored), or of an lm-evaluation-harness YAML file.
+
+    Raises ConfigError naming the nearest.
+    """
+    if name.endswith(SUFFIXES):
+        return read_task(Path(name))
     plain = name.lower().replace("-", "").replace("_", "")
     if plain in TASKS:
         return TASKS[plain]
