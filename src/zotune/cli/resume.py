@@ -13,11 +13,12 @@ def command(run: RunArgument, trust_remote_code: TrustRemoteCode = False, as_jso
 
     def body(session: Session) -> dict[str, Any]:
         paths = RunPaths(run)
-        if not paths.config.exists():  # a config alone is enough: that run was stopped before its first step
-            paths.check()
         session.run = run
-        from zotune.train import resume
+        with session.joined() as group:
+            if session.leads and not paths.config.exists():  # with a config alone it was stopped before its first step
+                paths.check()
+            from zotune.train import resume
 
-        return resume(run, session.watch, trust_remote_code=trust_remote_code)
+            return resume(run, session.watch, trust_remote_code=trust_remote_code, group=group)
 
     execute(body, as_json)

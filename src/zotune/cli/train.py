@@ -21,15 +21,16 @@ def command(
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Fine-tune a model. Options come from --config and from flags; flags win."""
+    """Fine-tune a model. Options come from --config and from flags; flags win. Several processes: under torchrun."""
 
     def body(session: Session) -> dict[str, Any]:
         from zotune.resolve import resolve
 
         resolved = resolve(values_of(given), config).absolute()
         session.run = resolved.output_dir
-        from zotune.train import train
+        from zotune.distributed.launch import begin
 
-        return train(resolved, session.watch)
+        with session.joined() as group:
+            return begin(resolved, session.watch, group)
 
     execute(body, as_json)
