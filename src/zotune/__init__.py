@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zotune.distributed.parallel import Parallel
     from zotune.estimate import Point, Probe
     from zotune.methods import (
         AGZO,
@@ -55,6 +56,7 @@ _HOMES = {
     "MEAZO": "methods",
     "METHODS": "methods",
     "MeZO": "methods",
+    "Parallel": "distributed.parallel",
     "Perturber": "perturb",
     "Point": "estimate",
     "Probe": "estimate",
@@ -83,6 +85,7 @@ __all__ = [
     "MEAZO",
     "METHODS",
     "MeZO",
+    "Parallel",
     "Perturber",
     "Point",
     "Probe",

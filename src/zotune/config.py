@@ -116,7 +116,7 @@ class TrainConfig:
     snapshot_every: Annotated[int, Opt("Steps between snapshots; they only shorten a resume.", ge=1)] = 500
     parallel: Annotated[
         Literal["data", "probes", "signs", "data+probes", "data+signs"] | None,
-        Opt("What the processes of torchrun share out: micro-batches (data), probes, signs. Default: data."),
+        Opt("What torchrun's processes share out: micro-batches (data), probes or signs."),
     ] = None
     check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]

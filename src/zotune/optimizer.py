@@ -30,7 +30,7 @@ from zotune.scope import decays, select
 from zotune.store import store_for
 
 if TYPE_CHECKING:
-    from zotune.distributed import Parallel
+    from zotune.distributed.parallel import Parallel
 
 # Elements of a parameter that are updated at once: scratch memory is a few times this.
 _CHUNK = 1 << 20
@@ -55,7 +55,7 @@ class ZerothOrder(torch.optim.Optimizer):
         blocks: "cycle" or "random:SHARE": only these blocks are perturbed and updated in a step (`zotune.schedule`).
         fold_every: low-rank updates are summed for so many steps before they are written into the weights (a divisor of
             the direction's window). Then `model` alone is behind: `settled()` or `fold()` before anything reads it.
-        parallel: the processes that share the work of each step (`zotune.distributed.Parallel`).
+        parallel: the processes that share the work of each step (`zotune.Parallel`).
         method, arguments: what the journal's header says of the method; factories fill them in.
 
     Raises ConfigError for a scope that selects nothing, UserError for parameters that cannot be trained.

@@ -28,7 +28,7 @@ from zotune.run import RunPaths
 from zotune.weights import base_sha256
 
 if TYPE_CHECKING:
-    from zotune.distributed import Group
+    from zotune.distributed.group import Group
 
 
 @final
@@ -109,7 +109,7 @@ class Session:
             "seed": c.seed,
         }
         if self.group is not None:
-            from zotune.distributed import Parallel
+            from zotune.distributed.parallel import Parallel
 
             options["parallel"] = Parallel(c.parallel or "data", self.group, c.check_every)
         if c.queries is not None and "queries" in accepts(c.method):

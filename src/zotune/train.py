@@ -28,8 +28,8 @@ from zotune.watch import Watch
 from zotune.weights import weights_sha256
 
 if TYPE_CHECKING:
-    from zotune.distributed import Group
     from zotune.distributed.follower import FollowerFolder, FollowerJournal
+    from zotune.distributed.group import Group
 
     Folder = RunFolder | FollowerFolder
     Log = Journal | FollowerJournal

@@ -22,7 +22,7 @@ from zotune.run import RunPaths
 from zotune.watch import Console, Quiet, Watch
 
 if TYPE_CHECKING:
-    from zotune.distributed import Group
+    from zotune.distributed.group import Group
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, the last line of stdout.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)]

@@ -6,10 +6,3 @@ agreement.py   do the processes run the same thing, and do they still have the s
 follower.py    what stands for the run folder where nothing is written
 launch.py      the group that torchrun starts, and what a restart means
 """
-
-from __future__ import annotations
-
-from zotune.distributed.group import Group
-from zotune.distributed.parallel import Mode, Parallel
-
-__all__ = ["Group", "Mode", "Parallel"]

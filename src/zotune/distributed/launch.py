@@ -66,16 +66,18 @@ def begin(config: TrainConfig, watch: Watch, group: Group | None) -> dict[str, A
 
     Which of them, process 0 decides. A run of this config ends in the same bytes either way.
     """
-    from zotune.train import resume, train
-
     config = config.absolute()
     again = restarted() and _is_own(config)
     if group is not None:
         check_device(config)
         again = group.share(b"\1" if again else b"\2") == b"\1"
     if again:
+        from zotune.train import resume
+
         watch.say("torchrun started the processes again: the run goes on.")
         return resume(config.output_dir, watch, trust_remote_code=config.trust_remote_code, group=group)
+    from zotune.train import train
+
     return train(config, watch, group=group)
 
 
