@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from zotune.config import TrainConfig
+from zotune.train import train
+from zotune.watch import Quiet
 
 Crowd = Callable[..., dict[str, Any]]
 BUSY: dict[str, Any] = {"eval_every": 3, "snapshot_every": 2, "micro_batch_size": 2}
@@ -55,3 +68,42 @@ def test_signals(crowd: Crowd) -> None:
         assert one["codes"] == [code, code] and one["late"] <= 2 and 3 <= one["steps"] < 40, (name, one)
         assert one["same"] and one["again"] == [0, 0] and not one["locked"], (name, one)
         assert "continue with `zotune resume" in one["said"][0] and "Traceback" not in "".join(one["said"]), one["said"]
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_what_was_killed(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """The real launcher: both processes are killed in turn and started again; the run ends as if undisturbed."""
+    busy = {"steps": 150, "micro_batch_size": 4, "snapshot_every": 20, "eval": None}
+    train(config(output_dir=tmp_path / "whole", **busy), Quiet())
+    run, file = tmp_path / "run", tmp_path / "config.yaml"
+    file.write_text(config(**busy).to_yaml())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += [
+        "--max-restarts",
+        "2",
+        "-m",
+        "zotune",
+        "train",
+        "--config",
+        str(file),
+        "--output-dir",
+        str(run),
+        "--json",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with subprocess.Popen(launch, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for kill, bytes_before in (("process 0", 4_000), ("process 1", 6_000)):
+            while not (run / "journal.zoj").exists() or (run / "journal.zoj").stat().st_size < bytes_before:
+                assert process.poll() is None
+                time.sleep(0.01)
+            first = json.loads((run / "lock").read_text())["pid"]
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            workers = [int(pid) for pid in children if b"zotune" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            assert first in workers and len(workers) == 2
+            os.kill(first if kill == "process 0" else next(pid for pid in workers if pid != first), signal.SIGKILL)
+            while first in map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+                time.sleep(0.01)
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0 and json.loads(output.splitlines()[-1])["processes"] == 2
+    for name in ("journal.zoj", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zotune.distributed.group import Group
 
 # Beyond the longest evaluation or snapshot of another process. torchrun ends those that wait for one that is gone.
-_TIMEOUT = timedelta(hours=6)
+_TIMEOUT = timedelta(hours=1)
 
 
 @contextmanager
@@ -38,7 +38,10 @@ def joined() -> Iterator[Group | None]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available() and local < torch.cuda.device_count():
         torch.cuda.set_device(local)
-    dist.init_process_group("gloo", timeout=_TIMEOUT)
+    store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    # torchrun keeps its store for the restarts: without a name of its own each would read the addresses of the last.
+    store = dist.PrefixStore(f"zotune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     group = Group()
     try:
         yield group
