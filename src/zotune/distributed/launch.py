@@ -31,9 +31,11 @@ def joined() -> Iterator[Group | None]:
         yield None
         return
     import torch
-    import torch.distributed as dist
+    import torch.distributed
 
     from zotune.distributed.group import Group
+
+    dist: Any = torch.distributed
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available() and local < torch.cuda.device_count():
