@@ -4,13 +4,14 @@
 
 Measured, each process on one thread, in turns within one launch of torchrun: `alone` (process 0 steps, the other
 waits), `both alone` (each takes that same step by itself, at once: what the machine allows two processes), `shared`
-(both take the step together, half of its micro-batches each). Efficiency at two processes is alone / (2 shared); the ceiling that
-the machine sets is alone / both alone. Bytes are those of the messages, and those that the loopback device counted.
+(both take the step together, half of its micro-batches each). Efficiency at two processes is alone / (2 shared); the
+ceiling that the machine sets is alone / both alone. Bytes are those of the messages, and those that the loopback device
+counted.
 `rejoin` is a real run under torchrun of which one process is killed: seconds until the journal grows again.
 
 Computed: up to 1,024 processes. A process's time is a sum of measured times of forwards, drawn at random, so the
-slowest one sets the pace; updates cost what they were measured to cost; an exchange is the measured one, as a ring of so
-many hops (and once more with hops of an assumed 1 ms, as over a slow network).
+slowest one sets the pace; updates cost what they were measured to cost; an exchange is the measured one, as a ring of
+so many hops (and once more with hops of an assumed 1 ms, as over a slow network).
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ def steps(model: nn.Module, build: Callable[..., Any], batch: Any, group: Group,
                 seen.append(spent)
         if turn == 0:
             sent = group.exchanges, group.sent_bytes
-    several = build(model, queries=9)
+    if group.rank:
+        return {}
+    several = build(copy.deepcopy(model), queries=9)
     many = min(probes_update(several, batch) for _ in range(3))
     fold = median(seconds(single.fold) for _ in range(3)) if single.fold_every == 1 else folded(single, batch)
     steps_taken = repeats
@@ -253,7 +256,8 @@ def table(result: dict[str, Any]) -> str:
     for method, row in result["methods"].items():
         lines.append(
             f"| {method} | {row['alone_seconds']:.3f} | {row['both alone_seconds']:.3f} | "
-            f"{row['shared_seconds']:.3f} | {row['efficiency']:.2f} | {row['ceiling']:.2f} | {row['update_seconds']:.3f} |"
+            f"{row['shared_seconds']:.3f} | {row['efficiency']:.2f} | {row['ceiling']:.2f} | "
+            f"{row['update_seconds']:.3f} |"
         )
     lines += ["", "| processes | exchange ms | message bytes | bytes on the loopback device |", "|---|---|---|---|"]
     for size, row in result["exchanges"].items():

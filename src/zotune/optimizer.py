@@ -424,6 +424,8 @@ class ZerothOrder(torch.optim.Optimizer):
             self.seed, self.steps = own["seed"], own["steps"]
             self.carry(own.get("carried", {}))
         self._losses, self._last = [], []
+        if self.parallel is not None:
+            self.parallel.forget()
 
 
 def _check_folding(fold_every: int, direction: Direction, groups: Sequence[Mapping[str, Any]]) -> None:
