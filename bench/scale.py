@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -103,19 +103,24 @@ def steps(model: nn.Module, build: Callable[..., Any], batch: Any, group: Group,
     several = build(copy.deepcopy(model), queries=9)
     many = min(probes_update(several, batch) for _ in range(3))
     fold = median(seconds(single.fold) for _ in range(3)) if single.fold_every == 1 else folded(single, batch)
-    steps_taken = repeats
     return {
         **{f"{kind}_seconds": median(seen) for kind, seen in turns.items()},
-        "efficiency": median(a / (2 * s) for a, s in zip(turns["alone"], turns["shared"], strict=True)),
-        "ceiling": median(a / b for a, b in zip(turns["alone"], turns["both alone"], strict=True)),
+        "efficiency": spread(a / (2 * s) for a, s in zip(turns["alone"], turns["shared"], strict=True)),
+        "ceiling": spread(a / b for a, b in zip(turns["alone"], turns["both alone"], strict=True)),
         "forward_seconds": forwards,
         "update_seconds": median(updates),
         "update_seconds_of_a_further_probe": max(0.0, (many - median(updates)) / 8),
         "fold_seconds": fold,
         "message_bytes": group.message_bytes,
-        "exchanges_and_bytes_a_turn": [(now - then) / steps_taken for now, then in zip(
+        "exchanges_and_bytes_a_turn": [(now - then) / repeats for now, then in zip(
             (group.exchanges, group.sent_bytes), sent, strict=True)],
     }  # fmt: skip
+
+
+def spread(ratios: Iterable[float]) -> list[float]:
+    """Median, least and largest."""
+    found = sorted(ratios)
+    return [median(found), found[0], found[-1]]
 
 
 def probes_update(optimizer: zotune.ZerothOrder, batch: Any) -> float:
@@ -242,13 +247,19 @@ def simulate(found: dict[str, Any], hop: float, seed: int = 0) -> list[dict[str,
     return rows
 
 
+def ranged(found: list[float]) -> str:
+    """The median, and the range over the turns."""
+    return "{:.2f} ({:.2f} to {:.2f})".format(*found)
+
+
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = ["# One step shared by several processes", ""]
     lines += [f"{key}: {value}  " for key, value in result["machine"].items() if value is not None]
     lines += [
         "",
-        f"Measured on {result['model']}: {UNITS} micro-batches of {ROWS} sentences a step, one thread each.",
+        f"Measured on {result['model']}: {UNITS} micro-batches of {ROWS} sentences a step, one thread each. "
+        "In brackets: range over the turns.",
         "",
     ]
     lines += ["| method | alone s | both alone s | shared by two s | efficiency | the machine's ceiling | update s |"]
@@ -256,7 +267,7 @@ def table(result: dict[str, Any]) -> str:
     for method, row in result["methods"].items():
         lines.append(
             f"| {method} | {row['alone_seconds']:.3f} | {row['both alone_seconds']:.3f} | "
-            f"{row['shared_seconds']:.3f} | {row['efficiency']:.2f} | {row['ceiling']:.2f} | "
+            f"{row['shared_seconds']:.3f} | {ranged(row['efficiency'])} | {ranged(row['ceiling'])} | "
             f"{row['update_seconds']:.3f} |"
         )
     lines += ["", "| processes | exchange ms | message bytes | bytes on the loopback device |", "|---|---|---|---|"]
