@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,9 +47,19 @@ def blocks(page: Path) -> list[re.Match[str]]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The command lines of a block, as words."""
+    """The command lines of a block, as words; of one under torchrun, that of a process."""
     lines = text.replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+    split = [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+    return [words[words.index("zotune") :] if "-m" in words else words for words in split]
+
+
+def run_script(file: str) -> None:
+    """A script for torchrun, as its only process."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    subprocess.run([sys.executable, file], check=True, env=os.environ | alone)
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -88,6 +102,9 @@ def test_page_runs(page: Path, place: Path, capsys: pytest.CaptureFixture[str]) 
             else:
                 for words in commands(block["text"]):
                     if " ".join(words).startswith(NOT_RUN) or FROM_THE_HUB in words:
+                        continue
+                    if words[0] == "torchrun":
+                        run_script(words[-1])
                         continue
                     with pytest.raises(SystemExit) as ended:
                         main(shortened(words))

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zotune.distributed.parallel import Parallel
     from zotune.dominant import dominant_layer
     from zotune.estimate import Point, Probe
     from zotune.methods import (
@@ -56,6 +57,7 @@ _HOMES = {
     "MEAZO": "methods",
     "METHODS": "methods",
     "MeZO": "methods",
+    "Parallel": "distributed.parallel",
     "Perturber": "perturb",
     "Point": "estimate",
     "Probe": "estimate",
@@ -85,6 +87,7 @@ __all__ = [
     "MEAZO",
     "METHODS",
     "MeZO",
+    "Parallel",
     "Perturber",
     "Point",
     "Probe",

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 # Only the user's own flag may let a model's code run: never a file that may come from someone else's run.
 NEVER_FROM_FILE = ("trust_remote_code",)
 # Where things lie and what computes them: a run may be moved. All other options stay what the run began with.
-PLACES = ("model", "train", "eval", "data_dir", "output_dir", "device", "threads", "track", "trust_remote_code")
+PLACES = (
+    "model", "train", "eval", "data_dir", "output_dir", "device", "threads", "parallel", "check_every", "track",
+    "trust_remote_code",
+)  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
 _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "calibrated")
@@ -113,6 +116,11 @@ class TrainConfig:
     eval_batch_size: Annotated[int, Opt("Examples per forward when evaluating.", ge=1)] = 32
     snapshot_every: Annotated[int, Opt("Steps between snapshots; they only shorten a resume.", ge=1)] = 500
     track: Annotated[list[str] | None, Opt("Trackers: tensorboard, trackio, wandb, mlflow, ...")] = None
+    parallel: Annotated[
+        Literal["data", "probes", "signs", "data+probes", "data+signs"] | None,
+        Opt("What torchrun's processes share out: micro-batches (data), probes or signs."),
+    ] = None
+    check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]
     trust_remote_code: Annotated[bool, Opt("Let the model's own code run. Never taken from a file.")] = False
     threads: Annotated[int | None, Opt("CPU threads. Default: torch's.", ge=1)] = None
@@ -131,6 +139,13 @@ class TrainConfig:
                 "label_words and completion_column cannot be used together. Remedy: give label_words for "
                 "classification, completion_column for a language-model loss."
             )
+        if self.parallel is not None and "signs" in self.parallel:
+            if self.lanes == "on":
+                raise ConfigError(
+                    f"parallel {self.parallel} evaluates one side at a time, so lanes cannot be on. "
+                    "Remedy: leave --lanes out."
+                )
+            object.__setattr__(self, "lanes", "off")
         if self.labels is not None and self.label_words is None:
             raise ConfigError("labels needs label_words. Remedy: give one word per label in label_words.")
         self._check_task()

@@ -43,3 +43,7 @@ class CoverageError(UserError):
     """Parameters in scope were never used by the forward pass, so their direction cannot be probed."""
 
     exit_code = 7
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. No Exception, so that no handler of errors takes it for one."""

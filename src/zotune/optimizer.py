@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from zotune.rule import Block, Rule, decayed_sum
 from zotune.schedule import scheduled
 from zotune.scope import decays, select
 from zotune.store import store_for
+
+if TYPE_CHECKING:
+    from zotune.distributed.parallel import Parallel
 
 # Elements of a parameter that are updated at once: scratch memory is a few times this.
 _CHUNK = 1 << 20
@@ -53,6 +56,7 @@ class ZerothOrder(torch.optim.Optimizer):
         blocks: "cycle", "random:SHARE" or "atoms": a step perturbs and updates these parts alone (`zotune.schedule`).
         fold_every: low-rank updates are summed for so many steps before they are written into the weights (a divisor of
             the direction's window). Then `model` alone is behind: `settled()` or `fold()` before anything reads it.
+        parallel: the processes that share the work of each step (`zotune.Parallel`).
         method, arguments: what the journal's header says of the method; factories fill them in.
 
     Raises ConfigError for a scope that selects nothing, UserError for parameters that cannot be trained.
@@ -76,6 +80,7 @@ class ZerothOrder(torch.optim.Optimizer):
         blocks: str | None = None,
         fold_every: int = 1,
         halve_eps: bool = False,
+        parallel: Parallel | None = None,
         method: str = "custom",
         arguments: dict[str, Any] | None = None,
     ) -> None:
@@ -91,6 +96,8 @@ class ZerothOrder(torch.optim.Optimizer):
         self.direction, self.estimator, self.rule, self.blocks = direction, estimator, rule, blocks
         elements = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
         self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements))
+        self.parallel = parallel
+        lanes = lanes if parallel is None else parallel.lanes(lanes)
         self.evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage)
         for target in self.perturber.targets():
             store_for(target.data.dtype)
@@ -121,15 +128,36 @@ class ZerothOrder(torch.optim.Optimizer):
         A scalar counts as one example of weight `weight`. `within(lanes)` is entered around every forward.
         Raises NonFiniteLoss, after which the step's estimates are dropped, and CoverageError.
         """
-        points = self.estimator.points(self.seed, self.steps)
+        if self.parallel is None:
+            return self._estimate(objective, batch, weight, within)
+        with self.parallel.deferring():  # what fails is raised by `step`, in all processes
+            return self._estimate(objective, batch, weight, within)
+        return math.nan
+
+    def _estimate(
+        self,
+        objective: Callable[..., Any],
+        batch: Any,
+        weight: float,
+        within: Callable[[int], AbstractContextManager[None]],
+    ) -> float:
+        points, parallel = self.estimator.points(self.seed, self.steps), self.parallel
         plain: Objective = objective if batch is not None else lambda _model, _batch: _as_tensor(objective())
         self._batch = (plain, batch)
+        begun = bool(self._losses) if parallel is None else bool(parallel.units)
         # The forward that shows the inputs is at the centre: its losses serve an estimator that evaluates there.
-        centre = self.look(plain, batch, within) if self.direction.reads_inputs and not self._losses else None
+        centre = self.look(plain, batch, within) if self.direction.reads_inputs and not begun else None
         if self.estimator.per_example:
             self._check_per_example(batch, weight)
-            first = len(self._losses[0]) if self._losses else 0
+            first = parallel.examples if parallel else len(self._losses[0]) if self._losses else 0
             points = [replace(p, key=replace(p.key, query=p.key.query + first)) if p.each else p for p in points]
+        if parallel is not None:
+            if batch is not None:  # all decide alike, before they part
+                left = points if centre is None else [point for point in points if point.scale]
+                self.evaluator.decide(objective, batch, left, within)
+            points = parallel.deal(points, batch, weight, centre is not None, self.evaluator.max_lanes)
+            if not points:
+                return math.nan
         left = points if centre is None else [point for point in points if point.scale]
         if batch is None:
             losses = torch.cat([self._alone(plain, point, within) for point in left])
@@ -140,6 +168,9 @@ class ZerothOrder(torch.optim.Optimizer):
             losses = torch.stack([next(rows) if point.scale else centre for point in points])
         if not bool(losses.isfinite().all()):
             self._refuse(losses, points)
+        if parallel is not None:
+            parallel.keep(losses.tolist())
+            return float(losses.mean())
         if not self._losses:
             self._losses = [[] for _ in points]
         for seen, row in zip(self._losses, losses.tolist(), strict=True):
@@ -212,6 +243,8 @@ class ZerothOrder(torch.optim.Optimizer):
         """
         if closure is not None:
             self.estimate(closure, batch)
+        if self.parallel is not None:
+            self._losses = self.parallel.gather(self.steps, self._compared)
         if not self._losses:
             raise UserError(
                 "step() found no estimate. Remedy: call estimate(objective, batch) first, or step(objective, batch)."
@@ -224,6 +257,10 @@ class ZerothOrder(torch.optim.Optimizer):
             self.record(record)
         self._apply(record, probes)
         return math.fsum(losses) / len(losses)
+
+    def _compared(self) -> dict[str, Tensor]:
+        """What must be equal in all processes between two steps."""
+        return {**{target.name: target.data for target in self.perturber.targets()}, **self.carried()}
 
     def _reduced(self) -> tuple[float, ...]:
         if self.estimator.per_example:
@@ -405,6 +442,8 @@ class ZerothOrder(torch.optim.Optimizer):
             self.seed, self.steps = own["seed"], own["steps"]
             self.carry(own.get("carried", {}))
         self._losses, self._last = [], []
+        if self.parallel is not None:
+            self.parallel.forget()
 
 
 def _check_folding(fold_every: int, direction: Direction, groups: Sequence[Mapping[str, Any]]) -> None:

@@ -213,10 +213,19 @@ def _append_line(path: Path, row: Mapping[str, Any]) -> None:
         raise _write_error(path, error) from error
 
 
+def rows_of(metrics: bytes) -> list[dict[str, Any]]:
+    """The whole lines of the content of a metrics file, parsed."""
+    return [row for row, _ in _lines_of(metrics)]
+
+
 def _metrics_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     """The whole lines of a metrics file with their bytes; unfinished or damaged ones are left out."""
+    return _lines_of(path.read_bytes()) if path.is_file() else []
+
+
+def _lines_of(metrics: bytes) -> list[tuple[dict[str, Any], bytes]]:
     found = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+    for line in metrics.splitlines(keepends=True):
         with contextlib.suppress(ValueError):
             row = json.loads(line)
             if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):

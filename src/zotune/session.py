@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, final, get_type_hints
+from typing import TYPE_CHECKING, Any, final, get_type_hints
 
 import torch
 from torch import nn
@@ -27,22 +27,32 @@ from zotune.reuse import Reuse
 from zotune.run import RunPaths
 from zotune.weights import base_sha256
 
+if TYPE_CHECKING:
+    from zotune.distributed.group import Group
+
 
 @final
 class Session:
     """What one run works with, built from its config; nothing is written. `begin` adds what training needs.
 
-    `model` stands for the one that the config names: one without weights, to plan with.
+    `model` stands for the one that the config names: one without weights, to plan with. `group`: the processes that
+    train together.
     """
 
     optimizer: ZerothOrder
 
-    def __init__(self, config: TrainConfig, model: nn.Module | None = None, training: bool = True) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module | None = None,
+        training: bool = True,
+        group: Group | None = None,
+    ) -> None:
         if config.method not in METHODS:
             raise ConfigError(f"unknown method {config.method!r}. Remedy: one of {', '.join(METHODS)}.")
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.config, self.scope = config, config.scope
+        self.config, self.scope, self.group = config, config.scope, group
         source = load_source(config, training)
         self.train_sha256 = source.train.sha256 if source.train else ""
         self.eval_sha256 = source.eval.sha256 if source.eval else ""
@@ -89,6 +99,10 @@ class Session:
         self._divide()
         self.optimizer = self._optimizer()
         self._lr = _schedule(self.optimizer, self.config)
+        if self.optimizer.parallel is not None:
+            ends = (0, max(0, self.config.steps - 1))
+            most = max(len(self.optimizer.estimator.points(self.config.seed, step)) for step in ends)
+            self.optimizer.parallel.check_work(self.units_per_step, most, self.optimizer.evaluator.max_lanes)
         return self.optimizer
 
     def _divide(self) -> None:
@@ -99,7 +113,7 @@ class Session:
     def _optimizer(self) -> ZerothOrder:
         c = self.config
         given = {key: value for key, value in (("lr", c.lr), ("eps", c.eps)) if value is not None}
-        options = {
+        options: dict[str, Any] = {
             "scope": self.scope,
             "weight_decay": c.weight_decay,
             "blocks": c.blocks,
@@ -107,6 +121,10 @@ class Session:
             "halve_eps": c.on_nonfinite == "halve-eps",
             "seed": c.seed,
         }
+        if self.group is not None:
+            from zotune.distributed.parallel import Parallel
+
+            options["parallel"] = Parallel(c.parallel or "data", self.group, c.check_every)
         if c.queries is not None and "queries" in accepts(c.method):
             options["queries"] = c.queries
         elif c.queries not in (None, 1):
@@ -127,10 +145,13 @@ class Session:
 
     def step(self) -> None:
         """One optimizer step at the optimizer's own step number."""
-        step = self.optimizer.steps
+        step, parallel = self.optimizer.steps, self.optimizer.parallel
         for group, lr in zip(self.optimizer.param_groups, self._lr(step), strict=True):
             group["lr"] = lr
+        points = 0 if parallel is None else len(self.optimizer.estimator.points(self.config.seed, step))
         for unit in units_of_step(len(self.units), self.units_per_step, self.config.seed, step):
+            if parallel is not None and parallel.elsewhere(len(self.units[unit]), points):
+                continue
             batch = self.batch(unit)
             self.optimizer.estimate(self.objective, batch, within=self.reuse.within(self.objective, batch, unit))
         self.optimizer.step()

@@ -6,12 +6,14 @@ What they get is what `metrics.jsonl` holds: they only look on, and a tracker th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, final
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
+from zotune.resolve import config_of
+from zotune.run import RunPaths
 from zotune.watch import Watch
 
 FOLDER = "track"  # in the run folder, for trackers that write files
@@ -61,12 +63,12 @@ class Tracked:
 
 
 @contextmanager
-def tracked(config: TrainConfig, watch: Watch) -> Iterator[Watch]:
-    """`watch`, and the trackers that the config names beside it.
+def tracked(config: TrainConfig, watch: Watch, leads: bool = True) -> Iterator[Watch]:
+    """`watch`, and the trackers that the config names beside it; of several processes only one `leads`.
 
     Raises ConfigError for a name that accelerate does not know, UserError for one whose package is missing.
     """
-    if not config.track:
+    if not config.track or not leads:
         yield watch
         return
     both = Tracked(watch, {name: _open(name, config) for name in dict.fromkeys(config.track)})
@@ -74,6 +76,11 @@ def tracked(config: TrainConfig, watch: Watch) -> Iterator[Watch]:
         yield both
     finally:
         both.finish()
+
+
+def tracked_run(paths: RunPaths, watch: Watch, leads: bool = True) -> AbstractContextManager[Watch]:
+    """`tracked` with the config of a run."""
+    return tracked(config_of(paths), watch, leads) if leads else nullcontext(watch)
 
 
 def _open(name: str, config: TrainConfig) -> Any:

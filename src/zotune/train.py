@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,54 +21,127 @@ from zotune.machine import peak_memory_bytes
 from zotune.nonfinite import Skips, mean_loss, skipped
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import current_sha256, steps_of
-from zotune.resolve import config_of
+from zotune.resolve import config_of, resolve
 from zotune.run import RunFolder, RunPaths
 from zotune.session import Session, check_same
 from zotune.watch import Watch
 from zotune.weights import weights_sha256
 
+if TYPE_CHECKING:
+    from zotune.distributed.follower import FollowerFolder, FollowerJournal
+    from zotune.distributed.group import Group
+
+    Folder = RunFolder | FollowerFolder
+    Log = Journal | FollowerJournal
+
 # What the method carries beyond the weights lies in the same file of a snapshot, under names no parameter has.
 _CARRIED = "carried:"
 
 
-def train(config: TrainConfig, watch: Watch) -> dict[str, Any]:
+def train(config: TrainConfig, watch: Watch, group: Group | None = None) -> dict[str, Any]:
     """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds and, with
     held-out rows, accuracy_before and accuracy_after (None for a language-model loss), loss_before and loss_after.
 
+    `group`: the processes that share the work; all of them call this, and process 0 alone writes.
     Raises UserError (a subclass) for anything the user can mend; what was recorded stays and can be resumed.
     """
     config = config.absolute()
-    with RunFolder.create(config.output_dir, config.to_yaml()) as folder:
-        session = Session(config).begin()
+    with _created(config, group) as folder:
+        session = Session(config, group=group).begin()
+        header = _agreed(session)
         _say(session, watch)
         # The first evaluation comes before the journal: a run that has one has begun.
         _evaluate(session, folder, watch)
-        with Journal.create(folder.paths.journal, session.header()) as journal:
+        with _journal(folder, header) as journal:
             return _loop(session, folder, journal, watch)
 
 
-def resume(run: str | Path, watch: Watch, trust_remote_code: bool = False) -> dict[str, Any]:
+def resume(
+    run: str | Path, watch: Watch, trust_remote_code: bool = False, group: Group | None = None
+) -> dict[str, Any]:
     """Continue an interrupted run to its last step; returns what `train` returns. A finished run changes nothing.
 
-    Raises RunError when the base model, the rows or the config are no longer those of the run.
+    With a `group`, process 0 reads the run and tells the others. Raises RunError when the base model, the rows or the
+    config are no longer those of the run.
     """
     paths = RunPaths(run)
+    if group is not None and group.rank:
+        return _follow(paths, watch, trust_remote_code, group)
     paths.refuse_links()
     if paths.config.exists() and not paths.journal.exists():
         if paths.holds_run():
             raise RunError(f"{paths.folder} has lost its {paths.journal.name}. Remedy: restore it from a copy.")
         watch.say("The run was stopped before its first step: it starts anew.")
-        return train(config_of(paths, trust_remote_code), watch)
+        _tell(group, paths)
+        return train(config_of(paths, trust_remote_code), watch, group)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
-        session = Session(config_of(paths, trust_remote_code)).begin()
-        check_same(journal.header, session.header(), paths)
-        _say_versions(journal.header, session.header(), watch)
-        _say(session, watch)
-        _catch_up(session, folder, journal, watch)
-        return _loop(session, folder, journal, watch)
+        _tell(group, paths)
+        return _continue(config_of(paths, trust_remote_code), folder, journal, watch, group)
 
 
-def _catch_up(session: Session, folder: RunFolder, journal: Journal, watch: Watch) -> None:
+def _tell(group: Group | None, paths: RunPaths) -> None:
+    if group is not None:
+        from zotune.distributed.follower import tell
+
+        tell(group, paths)
+
+
+def _follow(paths: RunPaths, watch: Watch, trust_remote_code: bool, group: Group) -> dict[str, Any]:
+    """`resume` in a process that writes nothing: the run is what process 0 tells of it."""
+    from zotune.distributed.follower import told
+
+    values, folder, journal = told(group, paths)
+    config = resolve({**values, "output_dir": paths.folder, "trust_remote_code": trust_remote_code})
+    return train(config, watch, group) if journal is None else _continue(config, folder, journal, watch, group)
+
+
+def _continue(config: TrainConfig, folder: Folder, journal: Log, watch: Watch, group: Group | None) -> dict[str, Any]:
+    session = Session(config, group=group).begin()
+    header = _agreed(session)
+    check_same(journal.header, header, folder.paths)
+    _say_versions(journal.header, header, watch)
+    _say(session, watch)
+    _catch_up(session, folder, journal, watch)
+    return _loop(session, folder, journal, watch)
+
+
+def _created(config: TrainConfig, group: Group | None) -> Folder:
+    if group is None or group.rank == 0:
+        return RunFolder.create(config.output_dir, config.to_yaml())
+    from zotune.distributed.follower import FollowerFolder
+
+    return FollowerFolder(RunPaths(config.output_dir))
+
+
+def _journal(folder: Folder, header: dict[str, Any]) -> Log:
+    if isinstance(folder, RunFolder):
+        return Journal.create(folder.paths.journal, header)
+    from zotune.distributed.follower import FollowerJournal
+
+    return FollowerJournal(header)
+
+
+def _agreed(session: Session) -> dict[str, Any]:
+    """The journal's header; the processes of a group must all have the same."""
+    header = session.header()
+    if session.group is not None:
+        from zotune.distributed.agreement import agree_on_run
+
+        agree_on_run(session.group, header | {"lanes": session.optimizer.evaluator.mode})
+    return header
+
+
+def _hashed(session: Session) -> str:
+    """The hash of the weights now; the processes of a group must all have the same."""
+    sha256 = current_sha256(session.optimizer)
+    if session.group is not None:
+        from zotune.distributed.agreement import agree
+
+        agree(session.group, sha256, f"the weights after {session.optimizer.steps} steps")
+    return sha256
+
+
+def _catch_up(session: Session, folder: Folder, journal: Log, watch: Watch) -> None:
     """Weights and metrics as they were after the journal's last step; raises RunError where a recorded hash differs."""
     optimizer = session.optimizer
     steps = steps_of(list(journal.records))
@@ -105,7 +178,7 @@ def _intact(session: Session, rows: list[dict[str, Any]], steps: int) -> tuple[i
     return lines, max(logged, 0)
 
 
-def _restore(optimizer: ZerothOrder, folder: RunFolder, most: int, hashes: dict[int, str], watch: Watch) -> None:
+def _restore(optimizer: ZerothOrder, folder: Folder, most: int, hashes: dict[int, str], watch: Watch) -> None:
     """Put the newest snapshot up to step `most` into the weights, if it holds what was recorded of it."""
     found = folder.latest_snapshot(most)
     while found is not None:
@@ -124,7 +197,7 @@ def _restore(optimizer: ZerothOrder, folder: RunFolder, most: int, hashes: dict[
         found = folder.latest_snapshot(step - 1)
 
 
-def _loop(session: Session, folder: RunFolder, journal: Journal, watch: Watch) -> dict[str, Any]:
+def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[str, Any]:
     config, optimizer = session.config, session.optimizer
     written: list[StepRecord] = []
     hashed = {record.step for record in journal.records if isinstance(record, HashRecord)}
@@ -150,9 +223,11 @@ def _loop(session: Session, folder: RunFolder, journal: Journal, watch: Watch) -
         if _due(session, optimizer.steps):
             _evaluate(session, folder, watch)
         _mark(session, folder, journal, hashed)
-    sha256 = current_sha256(optimizer)
+    sha256 = _hashed(session)
     if optimizer.steps not in hashed:
         journal.append(HashRecord(optimizer.steps, sha256))
+    if session.group is not None:
+        watch.say(f"Each process sent {session.group.message_bytes} bytes a step to each other.")
     peak = peak_memory_bytes(session.device)
     folder.log_timing({"steps": optimizer.steps, "seconds": round(spent, 3), "peak_memory_bytes": peak})
     result = {
@@ -161,14 +236,16 @@ def _loop(session: Session, folder: RunFolder, journal: Journal, watch: Watch) -
         "journal_bytes": journal.size,
         "seconds": spent,
     }
+    if session.group is not None:
+        result |= {"processes": session.group.size, "message_bytes": session.group.message_bytes}
     return result | _before_and_after(folder) | {"run": str(folder.path)}
 
 
-def _mark(session: Session, folder: RunFolder, journal: Journal, hashed: set[int]) -> None:
+def _mark(session: Session, folder: Folder, journal: Log, hashed: set[int]) -> None:
     """Every `snapshot_every` steps: the snapshot first, then the hash that says it should be there."""
     step = session.optimizer.steps
     if step and step % session.config.snapshot_every == 0 and step not in hashed:
-        sha256 = current_sha256(session.optimizer)  # folds: a snapshot holds whole weights
+        sha256 = _hashed(session)  # folds: a snapshot holds whole weights
         tensors = {target.name: target.data for target in session.optimizer.perturber.targets()}
         carried = {_CARRIED + name: tensor for name, tensor in session.optimizer.carried().items()}
         folder.save_snapshot(step, tensors | carried, {"weights_sha256": sha256})
@@ -176,7 +253,7 @@ def _mark(session: Session, folder: RunFolder, journal: Journal, hashed: set[int
         hashed.add(step)
 
 
-def _log_step(session: Session, folder: RunFolder, record: StepRecord) -> float:
+def _log_step(session: Session, folder: Folder, record: StepRecord) -> float:
     loss = mean_loss(record.losses)
     coef = _coef(session, record)
     folder.log_metrics({"step": record.step + 1, "loss": loss, "projected_gradient": coef, "lr": record.lrs[0]})
@@ -194,7 +271,7 @@ def _due(session: Session, step: int) -> bool:
     return session.eval_examples is not None and (step == session.config.steps or bool(every and step % every == 0))
 
 
-def _evaluate(session: Session, folder: RunFolder, watch: Watch) -> None:
+def _evaluate(session: Session, folder: Folder, watch: Watch) -> None:
     found = session.evaluate()
     step = session.optimizer.steps
     values = {} if found is None else found.as_dict()
@@ -203,7 +280,7 @@ def _evaluate(session: Session, folder: RunFolder, watch: Watch) -> None:
         watch.eval(step, {key: value for key, value in values.items() if value is not None})
 
 
-def _before_and_after(folder: RunFolder) -> dict[str, Any]:
+def _before_and_after(folder: Folder) -> dict[str, Any]:
     """`accuracy_before`, `accuracy_after`, and so on for loss and interval, from the first and the last evaluation."""
     rows = [row["eval"] for row in folder.metrics() if row.get("eval")]
     if not rows:
@@ -218,6 +295,12 @@ def _say_versions(recorded: dict[str, Any], now: dict[str, Any], watch: Watch) -
     other = [f"{key} {recorded[key]} (now {now[key]})" for key in ("zotune", "torch") if recorded.get(key) != now[key]]
     if other:
         watch.say(f"The run began with {', '.join(other)}: its steps to come may differ in their last bits.")
+
+
+def _shared_out(session: Session) -> dict[str, str]:
+    """The line about the processes, where there are several."""
+    group, parallel = session.group, session.optimizer.parallel
+    return {} if group is None or parallel is None else {"processes": f"{group.size}, parallel over {parallel.mode}"}
 
 
 def _say(session: Session, watch: Watch) -> None:
@@ -238,6 +321,7 @@ def _say(session: Session, watch: Watch) -> None:
             "reused": f"{reuse.depth} blocks below the scope run once per batch"
             if reuse.depth
             else f"nothing: {reuse.reason}",
+            **_shared_out(session),
             "run": str(config.output_dir),
         }
     )

@@ -27,7 +27,7 @@ methods.table = lambda: [{"name": "mezo"}]
 methods.accepts = lambda name: set()
 sys.modules["zotune.methods"], sys.modules["zotune.train"] = methods, train
 
-def body(config, watch):
+def body(config, watch, group=None):
     from zotune.journal import Journal
     from zotune.run import RunFolder
     import time

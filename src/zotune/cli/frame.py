@@ -12,14 +12,17 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
 from zotune.durable import json_line
-from zotune.errors import UserError
+from zotune.errors import Terminated, UserError
 from zotune.run import RunPaths
-from zotune.watch import Console
+from zotune.watch import Console, Quiet, Watch
+
+if TYPE_CHECKING:
+    from zotune.distributed.group import Group
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, the last line of stdout.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)]
@@ -34,13 +37,25 @@ class Session:
     """One command at work: where it talks, and the run it writes to (for the message when it is stopped)."""
 
     def __init__(self) -> None:
-        self.watch = Console()
+        self.console = Console()
+        self.watch: Watch = self.console
         self.run: Path | None = None
+        self.group: Group | None = None
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks for its group."""
+        return self.group is None or self.group.rank == 0
 
-@final
-class Terminated(BaseException):
-    """SIGTERM arrived. No Exception, so that no handler of errors takes it for one."""
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[Group | None]:
+        """With the other processes that torchrun started, if any; only the first of them talks."""
+        from zotune.distributed.launch import joined
+
+        with joined() as self.group:
+            if not self.leads:
+                self.watch = Quiet()
+            yield self.group
 
 
 def execute(body: Callable[[Session], Any], as_json: bool, show: Callable[[Session, Any], None] | None = None) -> None:
@@ -51,16 +66,16 @@ def execute(body: Callable[[Session], Any], as_json: bool, show: Callable[[Sessi
     """
     session = Session()
     try:
-        with _signals(session.watch), _logging(session), contextlib.redirect_stdout(sys.stderr):
+        with _signals(session.console), _logging(session), contextlib.redirect_stdout(sys.stderr):
             result = body(session)
-            if not as_json:
+            if not as_json and session.leads:
                 (show or _show)(session, result)
     except UserError as error:
-        raise typer.Exit(fail(str(error), error.exit_code, as_json)) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(fail(_stopped("interrupted", session.run), 130, as_json)) from None
-    except Terminated:
-        raise typer.Exit(fail(_stopped("stopped by SIGTERM", session.run), 143, as_json)) from None
+        raise typer.Exit(_fail(session, error, str(error), error.exit_code, as_json)) from None
+    except KeyboardInterrupt as error:
+        raise typer.Exit(_fail(session, error, _stopped("interrupted", session.run), 130, as_json)) from None
+    except Terminated as error:
+        raise typer.Exit(_fail(session, error, _stopped("stopped by SIGTERM", session.run), 143, as_json)) from None
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
             raise typer.Exit(fail(_out_of_memory(error), 8, as_json)) from None
@@ -68,8 +83,15 @@ def execute(body: Callable[[Session], Any], as_json: bool, show: Callable[[Sessi
         if as_json:
             print_json({"error": f"{type(error).__name__}: {error}"})
         raise
-    if as_json:
+    if as_json and session.leads:
         print_json(result)
+
+
+def _fail(session: Session, error: BaseException, message: str, code: int, as_json: bool) -> int:
+    """As `fail`; of several processes that fail alike, one speaks."""
+    if session.group is not None and not session.leads and session.group.heard is error:
+        return code
+    return fail(message, code, as_json and session.leads)
 
 
 def fail(message: str, code: int, as_json: bool) -> int:

@@ -13,14 +13,14 @@ def command(run: RunArgument, trust_remote_code: TrustRemoteCode = False, as_jso
 
     def body(session: Session) -> dict[str, Any]:
         paths = RunPaths(run)
-        if not paths.config.exists():  # a config alone is enough: that run was stopped before its first step
-            paths.check()
         session.run = run
-        from zotune.resolve import config_of
-        from zotune.track import tracked
-        from zotune.train import resume
+        with session.joined() as group:
+            if session.leads and not paths.config.exists():  # with a config alone it was stopped before its first step
+                paths.check()
+            from zotune.track import tracked_run
+            from zotune.train import resume
 
-        with tracked(config_of(paths, trust_remote_code), session.watch) as watch:
-            return resume(run, watch, trust_remote_code=trust_remote_code)
+            with tracked_run(paths, session.watch, session.leads) as watch:
+                return resume(run, watch, trust_remote_code=trust_remote_code, group=group)
 
     execute(body, as_json)

@@ -21,17 +21,17 @@ def command(
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Fine-tune a model. Options come from --config and from flags; flags win."""
+    """Fine-tune a model. Options come from --config and from flags; flags win. Several processes: under torchrun."""
 
     def body(session: Session) -> dict[str, Any]:
         from zotune.resolve import resolve
 
         resolved = resolve(values_of(given), config).absolute()
         session.run = resolved.output_dir
+        from zotune.distributed.launch import begin
         from zotune.track import tracked
-        from zotune.train import train
 
-        with tracked(resolved, session.watch) as watch:
-            return train(resolved, watch)
+        with session.joined() as group, tracked(resolved, session.watch, session.leads) as watch:
+            return begin(resolved, watch, group)
 
     execute(body, as_json)

@@ -1,0 +1,8 @@
+"""Several processes that train one model: only losses cross between them. `torch.distributed`, under torchrun.
+
+group.py       messages between the processes, and how an error of one becomes an error of all
+parallel.py    who evaluates what, and the losses of all as one process would have them
+agreement.py   do the processes run the same thing, and do they still have the same weights
+follower.py    what stands for the run folder where nothing is written
+launch.py      the group that torchrun starts, and what a restart means
+"""

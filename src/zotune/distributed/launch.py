@@ -1,0 +1,98 @@
+"""The processes that torchrun starts: joining them, and what a restart means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from zotune.config import TrainConfig
+from zotune.errors import ConfigError
+from zotune.run import RunPaths
+from zotune.watch import Watch
+
+if TYPE_CHECKING:
+    from zotune.distributed.group import Group
+
+# Beyond the longest evaluation or snapshot of another process. torchrun ends those that wait for one that is gone.
+_TIMEOUT = timedelta(hours=1)
+
+
+@contextmanager
+def joined() -> Iterator[Group | None]:
+    """The group of the processes that torchrun started; None without torchrun, and for a single process.
+
+    On a machine with GPUs each process takes the one of its local rank. An error that leaves the context is told to the
+    other processes. Messages are a few hundred bytes of CPU memory, so they go through gloo on every machine.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield None
+        return
+    import torch
+    import torch.distributed
+
+    from zotune.distributed.group import Group
+
+    dist: Any = torch.distributed
+
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available() and local < torch.cuda.device_count():
+        torch.cuda.set_device(local)
+    store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    # torchrun keeps its store for the restarts: without a name of its own each would read the addresses of the last.
+    store = dist.PrefixStore(f"zotune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+    group = Group()
+    try:
+        yield group
+    except BaseException as error:
+        group.farewell(error)
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def check_device(config: TrainConfig) -> None:
+    """Raises ConfigError when a process of torchrun has no GPU of its own and none was named."""
+    import torch
+
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if config.device in ("auto", "cuda") and count and local >= count:
+        raise ConfigError(
+            f"process {local} of this machine has no GPU: there are {count}. Remedy: --nproc-per-node {count}, or name "
+            "a --device for all."
+        )
+
+
+def begin(config: TrainConfig, watch: Watch, group: Group | None) -> dict[str, Any]:
+    """`train`; in a restart of torchrun `resume`, where the folder holds a run of exactly this config.
+
+    Which of them, process 0 decides. A run of this config ends in the same bytes either way.
+    """
+    config = config.absolute()
+    again = restarted() and _is_own(config)
+    if group is not None:
+        check_device(config)
+        again = group.share(b"\1" if again else b"\2") == b"\1"
+    if again:
+        from zotune.train import resume
+
+        watch.say("torchrun started the processes again: the run goes on.")
+        return resume(config.output_dir, watch, trust_remote_code=config.trust_remote_code, group=group)
+    from zotune.train import train
+
+    return train(config, watch, group=group)
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process in place of one that ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _is_own(config: TrainConfig) -> bool:
+    from zotune.resolve import config_of
+
+    paths = RunPaths(config.output_dir)
+    return paths.config.exists() and paths.holds_run() and config_of(paths, config.trust_remote_code) == config

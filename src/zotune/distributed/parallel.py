@@ -1,0 +1,192 @@
+"""Who evaluates what in a step, and how the losses of all processes become those that one process would have.
+
+A step is a list of cells: some points of the step at one micro-batch. A cell is evaluated whole, by one process, in the
+forwards that a single process would use; its losses are sent to all, and every process adds them in the same order. So
+the number of processes changes neither a loss nor a weight by a bit.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, final, get_args
+
+from torch import Tensor
+
+from zotune.distributed.agreement import REBUILD, digest, refuse_different
+from zotune.distributed.group import Group
+from zotune.errors import ConfigError
+from zotune.estimate import Point
+from zotune.perturb import batch_rows
+
+Mode = Literal["data", "probes", "signs", "data+probes", "data+signs"]
+Losses = list[list[tuple[float, float]]]  # for each point, (loss, weight) of each example
+
+_HEAD = struct.Struct("<QII6s")  # step, cells of the step, fingerprint of its first batch, digest of the weights
+_COUNT = struct.Struct("<I")  # losses at a point
+
+
+@final
+class Parallel:
+    """How the work of a step is dealt out among the processes of a group.
+
+    Args:
+        mode: "data": each micro-batch to one process. "probes": each probe (its points that ride in one forward) to
+            one. "signs": each point to one; points are then evaluated one at a time in every number of processes,
+            since a forward for both sides rounds otherwise. "data+probes", "data+signs": both products.
+        group: the processes; None is torch's default group.
+        check_every: after the first and every so many steps, a slice of the weights is compared.
+
+    Every process passes every micro-batch of the step to `ZerothOrder.estimate`, in the same order; those of others are
+    not evaluated. What fails in an estimate is raised by `step`, in all processes. Raises ConfigError for a mode that
+    is none, UserError where no process group is initialised.
+    """
+
+    def __init__(self, mode: Mode = "data", group: Group | None = None, check_every: int = 100) -> None:
+        if mode not in get_args(Mode):
+            raise ConfigError(f"parallel is {mode!r}. Remedy: one of {', '.join(get_args(Mode))}.")
+        if check_every < 1:
+            raise ConfigError(f"check_every must be at least 1, got {check_every}. Remedy: 100 is the default.")
+        self.mode, self.check_every = mode, check_every
+        self.group = Group() if group is None else group
+        self._by_unit, self._by_point = "data" in mode, "signs" in mode
+        self._fingerprint: int | None = None  # None once the processes have shown that they were given the same batch
+        self._first = True
+        self._checks = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was collected of a step."""
+        self.examples = 0  # of the micro-batches so far
+        self.units = 0  # micro-batches so far
+        self._cells: list[tuple[int, list[int], float]] = []  # owner, points, weight
+        self._own: list[Sequence[float]] = []  # the losses at each point of the own cells, one behind the other
+        self._failed: BaseException | None = None
+
+    # --- before and during the first phase ----------------------------------------------------------------------
+
+    def lanes(self, asked: Literal["auto", "on", "off"]) -> Literal["auto", "on", "off"]:
+        """What `lanes` is with this mode. Raises ConfigError for "on" where points are evaluated one at a time."""
+        if self._by_point and asked == "on":
+            raise ConfigError("signs are evaluated one at a time, so lanes cannot be on. Remedy: lanes auto or off.")
+        return "off" if self._by_point else asked
+
+    def check_work(self, units: int, points: int, lanes: int) -> None:
+        """Raises ConfigError when a step of so many micro-batches and points leaves a process without work."""
+        cells = (units if self._by_unit else 1) * len(self._groups(list(range(points)), [], lanes))
+        if cells < self.group.size:
+            raise ConfigError(
+                f"{self.group.size} processes share the work of a step, which has {cells} part{'s' * (cells != 1)} "
+                f"with --parallel {self.mode}: {units} micro-batches, {points} points. Remedy: fewer processes, a "
+                "smaller --micro-batch-size, more --queries, or --parallel data+probes."
+            )
+
+    def elsewhere(self, rows: int, points: int) -> bool:
+        """Whether the next micro-batch is evaluated by others alone; it then counts as passed, with `rows` examples.
+
+        The first one of a step is seen by all processes: directions may read it.
+        """
+        if self.mode != "data" or not self.units or self._owner(self.units) == self.group.rank:
+            return False
+        self._cells.append((self._owner(self.units), list(range(points)), 1.0))
+        self.examples += rows
+        self.units += 1
+        return True
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """What fails within is kept for `gather`, where the others wait; so is what follows from it."""
+        try:
+            yield
+        except BaseException as error:
+            self._failed = self._failed or error
+
+    def deal(self, points: Sequence[Point], batch: Any, weight: float, centre: bool, lanes: int) -> list[Point]:
+        """The points at which this process evaluates the next micro-batch; `keep` takes their losses, if any.
+
+        `centre`: the losses at the points of scale 0 are known to every process. `lanes`: points in one forward.
+        """
+        if not self.units and self._first:
+            self._fingerprint = _fingerprint(batch)
+        known = [i for i, point in enumerate(points) if centre and not point.scale]
+        own: list[int] = []
+        for cell in self._groups([i for i in range(len(points)) if i not in known], known, lanes):
+            owner = self._owner(self.units if self.mode == "data" else len(self._cells))
+            self._cells.append((owner, cell, weight))
+            own += cell if owner == self.group.rank else []
+        self.units += 1
+        self.examples += batch_rows(batch) or 0
+        return [points[i] for i in own]
+
+    def keep(self, losses: Sequence[Sequence[float]]) -> None:
+        """The losses at the points that `deal` gave, (points, examples)."""
+        self._own += losses
+
+    def _owner(self, number: int) -> int:
+        return number % self.group.size
+
+    def _groups(self, points: Sequence[int], known: Sequence[int], lanes: int) -> list[list[int]]:
+        """The points of each cell of one micro-batch, in the forwards of a single process."""
+        size = len(points) if self.mode == "data" else 1 if self._by_point else lanes
+        groups = [[*points[i : i + size]] for i in range(0, len(points), size)] or [[]]
+        return [[*known, *groups[0]], *groups[1:]]
+
+    # --- second phase --------------------------------------------------------------------------------------------
+
+    def gather(self, step: int, weights: Callable[[], Mapping[str, Tensor]]) -> Losses:
+        """The losses of all processes, as a single one would have collected them. Ends the step's collecting.
+
+        `weights()` are the tensors that must be equal on all processes. Raises what failed anywhere, and RunError when
+        the processes are at different steps, were given other batches, or have other weights.
+        """
+        due = step == 1 or (step > 0 and step % self.check_every == 0)
+        mark = b"\0" * 6
+        if due and self._failed is None:
+            mark = digest(weights(), self._checks)
+        self._checks += due
+        cells, failed, own = self._cells, self._failed, self._own
+        head = _HEAD.pack(step, len(cells), self._fingerprint or 0, mark)
+        self.forget()
+        told = self.group.exchange(head + b"".join(map(_packed, own)), failed, usual=True)
+        heads = [_HEAD.unpack_from(message) for message in told]
+        refuse_different([h[:2] for h in heads], "step and number of micro-batches", "call estimate and step alike")
+        refuse_different(
+            [h[2] for h in heads],
+            "the first micro-batch",
+            "pass every micro-batch of the step to every process; zotune deals them out",
+        )
+        refuse_different(
+            [h[3] for h in heads],
+            f"the weights after {step} steps",
+            REBUILD,
+        )
+        self._first, self._fingerprint = False, None
+        return _joined(cells, [message[_HEAD.size :] for message in told])
+
+
+def _packed(losses: Sequence[float]) -> bytes:
+    return _COUNT.pack(len(losses)) + struct.pack(f"<{len(losses)}d", *losses)
+
+
+def _joined(cells: Sequence[tuple[int, list[int], float]], told: Sequence[bytes]) -> Losses:
+    """The losses of all cells in the order of the cells, whoever evaluated them."""
+    read = [0] * len(told)
+    found: Losses = [[] for _ in range(1 + max((max(points) for _, points, _ in cells), default=-1))]
+    for owner, points, weight in cells:
+        for point in points:
+            (count,) = _COUNT.unpack_from(told[owner], read[owner])
+            losses = struct.unpack_from(f"<{count}d", told[owner], read[owner] + _COUNT.size)
+            read[owner] += _COUNT.size + 8 * count
+            found[point].extend((loss, weight) for loss in losses)
+    return found
+
+
+def _fingerprint(batch: Any) -> int:
+    """CRC-32 of a batch's tensors; 0 where there are none to see, as in a closure."""
+    found = 0
+    for name in sorted(batch) if isinstance(batch, Mapping) else ():
+        if isinstance(batch[name], Tensor):
+            found = zlib.crc32(batch[name].detach().cpu().contiguous().view(-1).numpy().tobytes(), found)
+    return found
