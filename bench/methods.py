@@ -321,6 +321,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     tasks = [task for task in TASKS if rows_of(result, task)]
+    if not tasks:
+        return
     figure, axes = pyplot.subplots(1, len(tasks), figsize=(6 * len(tasks), 5.5), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         rows = rows_of(result, task)[::-1]
