@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from zotune.adapters import added_by
 from zotune.advice import Advisor, check_lr
 from zotune.config import TrainConfig
 from zotune.errors import RunError
@@ -23,6 +24,7 @@ from zotune.optimizer import ZerothOrder
 from zotune.rebuild import current_sha256, steps_of
 from zotune.run import RunFolder, RunPaths
 from zotune.session import Session, check_same, config_of
+from zotune.virtual_tokens import write_start
 from zotune.watch import Watch
 from zotune.weights import weights_sha256
 
@@ -39,6 +41,8 @@ def train(config: TrainConfig, watch: Watch) -> dict[str, Any]:
     config = config.absolute()
     with RunFolder.create(config.output_dir, config.to_yaml()) as folder:
         session = Session(config).begin()
+        if added_by(config.scope) == "prefix":
+            write_start(folder.paths.start, session.model)
         _say(session, watch)
         # The first evaluation comes before the journal: a run that has one has begun.
         _evaluate(session, folder, watch)
