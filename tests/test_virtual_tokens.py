@@ -38,11 +38,6 @@ ADD: dict[str, Callable[..., nn.Module]] = {"prefix": add_prefix, "prompt": add_
 ROWS = [(family, kind) for family in FAMILIES for kind in ADD if kind == "prompt" or family in CAUSAL]
 
 
-def _model(family: str) -> nn.Module:
-    # PEFT marks the model it adapts, so each is a new one. Masked models of fewer positions than tokens would fail.
-    return small(family)
-
-
 def _inputs(family: str, ids: Tensor | None = None) -> dict[str, Tensor]:
     """Two texts; with `ids`, those tokens stand before each."""
     drawn = torch.randint(3, VOCAB, (2, 6), generator=torch.Generator().manual_seed(1))
@@ -56,7 +51,7 @@ def test_they_begin_as_real_tokens(family: str, kind: str) -> None:
     ids = random_tokens(small(family), 3, 9)
     with torch.no_grad():
         expected = small(family)(**_inputs(family, ids)).logits
-        adapted = ADD[kind](_model(family), 3, 9)
+        adapted = ADD[kind](small(family), 3, 9)
         found = adapted(**_inputs(family)).logits
         bare = small(family)(**_inputs(family)).logits
     length = bare.shape[1]
@@ -68,10 +63,10 @@ def test_they_begin_as_real_tokens(family: str, kind: str) -> None:
     ]
 
 
-@pytest.mark.parametrize(("family", "kind"), ROWS)
+@pytest.mark.parametrize(("family", "kind"), [row for row in ROWS if row[0] in ("llama", "gpt2", "bert", "t5")])
 def test_lanes_are_the_displaced_model(family: str, kind: str) -> None:
     """Both signs in one forward, where every family's values move: equal to copies whose weights were written."""
-    optimizer = MeZO(ADD[kind](_model(family), 3, 2), lr=1e-2, eps=0.3, lanes="on", scope=kind)
+    optimizer = MeZO(ADD[kind](small(family), 3, 2), lr=1e-2, eps=0.3, lanes="on", scope=kind)
     batch = batch_for(family)
     objective = _last_loss
     points = [Point(Key(0, 0, 0), sign * 0.3) for sign in (1, -1)]

@@ -102,6 +102,12 @@ def virtual_tokens(model: nn.Module) -> int:
     return int(settings.num_virtual_tokens) if getattr(settings, "is_prompt_learning", False) else 0
 
 
+def ignores_positions(model: nn.Module) -> bool:
+    """Whether PEFT drops the positions that a model is given: prompt tuning does, prefix tuning does not."""
+    settings: Any = getattr(model, "active_peft_config", None)
+    return virtual_tokens(model) > 0 and settings.peft_type != "PREFIX_TUNING"
+
+
 def last_logits(model: nn.Module, keep: int, **inputs: Tensor) -> Tensor:
     """Logits (R, keep, V) of the last `keep` >= 1 positions; the head runs on no others where forward can.
 
