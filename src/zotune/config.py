@@ -81,7 +81,7 @@ class TrainConfig:
     weight_decay: Annotated[float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0)] = 0.0
     scope: Annotated[
         str,
-        Opt("What is trained: full, norms, biases, head, last:N, lora, prefix, prompt, regex:PATTERN; combine with &."),
+        Opt("full, norms, biases, head, last:N, lora, prefix, prompt, regex:PATTERN; with & both."),
     ] = "full"
     blocks: Annotated[
         str | None, Opt("Blocks trained in a step: cycle (one by one), or random:SHARE. Default: all.")

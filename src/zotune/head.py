@@ -49,8 +49,9 @@ def untie(model: nn.Module) -> nn.Module:
         return model
     base: Any = unwrap(model)
     head, before = head_of(model), _logits(base)
-    weight = head.get_parameter("weight")
-    head.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+    # A bias too may stand in two places (BERT), which loading an untied model does not put together again.
+    for name, parameter in list(head.named_parameters(recurse=False)):
+        setattr(head, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
     configs = [base.config, base.config.get_text_config(), base.config.get_text_config(decoder=True)]
     for config in configs:
         if getattr(config, "tie_word_embeddings", False):
