@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import FAMILIES, VOCAB, batch_for, displaced, loss
+from tests.models import FAMILIES, MORE_FAMILIES, batch_for, displaced, loss
 from tests.models import tiny as small
 from torch import Tensor, nn
 
@@ -33,14 +33,15 @@ from zotune.watch import Quiet
 
 pytest.importorskip("peft")
 Config = Callable[..., TrainConfig]
-CAUSAL = [family for family in FAMILIES if family not in ("bert", "roberta", "t5")]
+TEXT = [family for family in (*FAMILIES, *MORE_FAMILIES) if family != "cnn"]
+CAUSAL = [family for family in TEXT if family not in ("bert", "roberta", "deberta", "t5")]
 ADD: dict[str, Callable[..., nn.Module]] = {"prefix": add_prefix, "prompt": add_prompt}
-ROWS = [(family, kind) for family in FAMILIES for kind in ADD if kind == "prompt" or family in CAUSAL]
+ROWS = [(family, kind) for family in TEXT for kind in ADD if kind == "prompt" or family in CAUSAL]
 
 
 def _inputs(family: str, ids: Tensor | None = None) -> dict[str, Tensor]:
     """Two texts; with `ids`, those tokens stand before each."""
-    drawn = torch.randint(3, VOCAB, (2, 6), generator=torch.Generator().manual_seed(1))
+    drawn = torch.randint(3, 36, (2, 6), generator=torch.Generator().manual_seed(1))
     inputs = {"input_ids": drawn if ids is None else torch.cat([ids.expand(2, -1), drawn], 1)}
     return inputs | ({"decoder_input_ids": drawn[:, :3]} if family == "t5" else {})
 
