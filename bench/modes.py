@@ -1,7 +1,7 @@
 """Tuning modes on a real model and a real task: LoRA, prefix and prompt tuning, the output head; and what they are
 compared with, zero-shot, demonstrations and a linear probe.
 
-python bench/modes.py [--modes lora,prefix] [--steps 200] [--json]
+python bench/modes.py [--modes lora,prefix] [--steps 150] [--json]
 
 SmolLM2-135M-Instruct and movie-review sentences, as in `zotune demo`; MeZO, one seed each. Learning rate and eps were
 chosen by a short look at the dev split (docs/log.md); the figures are of the test split.
@@ -28,19 +28,19 @@ from zotune.session import Session
 from zotune.train import train
 from zotune.watch import Quiet
 
-TRAIN_ROWS, TEST_ROWS, SHOTS = 512, 300, 8
+TRAIN_ROWS, TEST_ROWS, SHOTS = 512, 200, 4
 COMMON: dict[str, Any] = {
     "template": "{{ text }} It was",
     "label_words": ["terrible", "great"],
     "method": "mezo",
-    "batch_size": 16,
+    "batch_size": 8,
     "lr_schedule": "linear",
     "seed": 0,
 }
 MODES: dict[str, dict[str, Any]] = {
-    "lora": {"scope": "lora", "lr": 2e-3, "eps": 1e-2},
-    "prefix": {"scope": "prefix", "lr": 1e-2, "eps": 1e-1},
-    "prompt": {"scope": "prompt", "lr": 1e-2, "eps": 1e-2},
+    "lora": {"scope": "lora", "lr": 4e-3, "eps": 1e-3},
+    "prefix": {"scope": "prefix", "lr": 1e-1, "eps": 1e-2},
+    "prompt": {"scope": "prompt", "lr": 1e-2, "eps": 1e-3},
     "head": {"scope": "head", "lr": 1e-3, "eps": 1e-2},
 }
 BASELINES: dict[str, Callable[[Session], Any]] = {
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--modes", default=",".join(MODES))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     options = parser.parse_args()
     result = {
         "machine": machine(),
