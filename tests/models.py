@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,9 +34,19 @@ HEADS = {"num_key_value_heads": 1, "head_dim": 8}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "decoder_sparse_step": 1}
 
+# Vision parts: pictures of 8 x 8 in 4 patches, and token IMAGE where one is read.
+IMAGE = VOCAB - 1
+VISION = {"model_type": "clip_vision_model", "image_size": 8, "patch_size": 4, "projection_dim": 16} | {
+    key: SIZES[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+}
+PATCHES = {"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+
 # The families that must ride in lanes, and the one that must say why it cannot.
 LANE_FAMILIES = ("llama", "qwen3", "gemma3", "opt", "gpt2", "bert", "roberta", "t5")
 FAMILIES = (*LANE_FAMILIES, "qwen3_moe")
+# Families that tests/test_families.py alone takes through their paces.
+MORE_FAMILIES = ("mistral", "phi", "gpt_neox", "mixtral", "deberta", "llava", "qwen2_vl", "cnn")
 
 # Arguments that reach every branch of a method on a tiny model; a method without a row runs with its defaults.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -103,6 +114,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+class Cnn(nn.Module):
+    """A plain module: two convolutions with the usual norms, and a linear layer. `labels` are ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, groups=2), nn.GroupNorm(2, 8), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> Any:
+        return SimpleNamespace(logits=self.head(self.body(pixel_values)).unsqueeze(1))
+
+
 def _build(family: str) -> nn.Module:
     if family == "llama":
         return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, **HEADS))
@@ -119,6 +145,28 @@ def _build(family: str) -> nn.Module:
         return hf.GPT2LMHeadModel(
             hf.GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=32, **ENDS)
         )
+    if family == "mistral":
+        return hf.MistralForCausalLM(hf.MistralConfig(**SIZES, **HEADS, sliding_window=4))
+    if family == "phi":
+        return hf.PhiForCausalLM(hf.PhiConfig(**SIZES, **ENDS, partial_rotary_factor=0.5))
+    if family == "gpt_neox":
+        return hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SIZES, **ENDS))
+    if family == "mixtral":
+        return hf.MixtralForCausalLM(hf.MixtralConfig(**SIZES, **HEADS, num_local_experts=4, num_experts_per_tok=2))
+    if family == "deberta":
+        relative = {"relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"]}
+        return hf.DebertaV2ForMaskedLM(hf.DebertaV2Config(**SIZES, **relative, norm_rel_ebd="layer_norm"))
+    if family == "llava":
+        text = {"model_type": "llama", **SIZES, **HEADS}
+        return hf.LlavaForConditionalGeneration(
+            hf.LlavaConfig(vision_config=VISION, text_config=text, image_token_index=IMAGE)
+        )
+    if family == "qwen2_vl":
+        text = {**SIZES, "num_key_value_heads": 1, **ENDS, "rope_parameters": ROPE}
+        tokens = {"image_token_id": IMAGE, "vision_start_token_id": 37, "vision_end_token_id": 36}
+        return hf.Qwen2VLForConditionalGeneration(hf.Qwen2VLConfig(vision_config=PATCHES, text_config=text, **tokens))
+    if family == "cnn":
+        return Cnn()
     if family == "bert":
         return hf.BertForMaskedLM(hf.BertConfig(**SIZES))
     if family == "roberta":
@@ -154,11 +202,32 @@ def batch_for(family: str, rows: int = 3, seed: int = 5) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     batch = {"input_ids": torch.randint(3, VOCAB, (rows, LENGTH), generator=generator)}
     batch["labels"] = torch.randint(3, VOCAB, (rows, LENGTH), generator=generator)
-    if family in ("bert", "roberta", "t5"):
+    if family in ("llava", "qwen2_vl", "cnn"):
+        return _with_pictures(family, batch, generator)
+    if family in ("bert", "roberta", "t5", "deberta"):
         mask = torch.ones(rows, LENGTH, dtype=torch.int64)
         mask[0, -2:] = 0
         batch["attention_mask"] = mask
     return batch
+
+
+def _with_pictures(family: str, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """A picture for every example; the language models read it before the text."""
+    rows = len(batch["input_ids"])
+    pixels = torch.randn(rows, 3, 8, 8, generator=generator)
+    if family == "cnn":
+        return {"pixel_values": pixels, "labels": batch["labels"][:, :1] % 10}
+    seen = torch.tensor([IMAGE] * 4 if family == "llava" else [37, IMAGE, 36]).expand(rows, -1)
+    ids = torch.cat([seen, batch["input_ids"] % 30], 1)
+    labels = torch.cat([seen, batch["labels"]], 1)
+    if family == "llava":
+        return {"input_ids": ids, "labels": labels, "pixel_values": pixels}
+    # Here the patches of all pictures lie in one list: dim 0 is not the examples.
+    patches = torch.randn(rows * 4, 3 * 2 * 4 * 4, generator=generator)
+    grid = torch.tensor([[1, 2, 2]] * rows)
+    kinds = (ids == IMAGE).int()
+    more = {"pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": kinds}
+    return {"input_ids": ids, "labels": labels, **more}
 
 
 def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

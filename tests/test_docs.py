@@ -80,6 +80,7 @@ def place(tmp_path: Path, tiny: Callable[[str], Path], movies: Path, monkeypatch
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reading a model of transformers
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_page_runs(page: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Files, commands and Python of a page, in their order."""

@@ -51,12 +51,13 @@ def logits(model: nn.Module, family: str) -> Tensor:
     return found
 
 
+@pytest.mark.parametrize("scope", ["full", "head"])
 @pytest.mark.parametrize("family", AUTO)
-def test_whole_model(trained: Any, tmp_path: Path, family: str) -> None:
+def test_whole_model(trained: Any, tmp_path: Path, family: str, scope: str) -> None:
     """A folder that `from_pretrained` reads, tokenizer included, with the same logits to the bit."""
     import transformers
 
-    run, model = trained(family)
+    run, model = trained(family, scope=scope)
     found = export(run, tmp_path / "out", Quiet())
     assert found["form"] == "merge" and found["steps"] == 2
     assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
@@ -68,23 +69,35 @@ def test_whole_model(trained: Any, tmp_path: Path, family: str) -> None:
 LORA = {"scope": "lora", "lora_targets": ["q_proj", "v_proj"], "lr": 1.0}
 
 
-def test_adapter(trained: Any, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
-    """A LoRA run gives a PEFT adapter: on the base model it has the same logits to the bit, and not the base's."""
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", LORA),
+        ("llama", {"scope": "prefix"}),
+        ("gpt2", {"scope": "prefix", "dtype": "bfloat16", "prefix_tokens": 2}),
+        *((family, {"scope": "prompt"}) for family in AUTO),
+    ],
+)
+def test_adapter(
+    trained: Any, tmp_path: Path, tiny: Callable[[str], Path], family: str, options: dict[str, Any]
+) -> None:
+    """A run with adapters gives one of PEFT: on the base model the same logits to the bit, and not the base's."""
     pytest.importorskip("peft")
+    import transformers
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    run, model = trained(**LORA)
+    run, model = trained(family, **options)
     found = export(run, tmp_path / "out", Quiet())
     assert found["form"] == "adapter"
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    base = AutoModelForCausalLM.from_pretrained(tiny("llama"))
-    before = logits(base, "llama")
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    base = getattr(transformers, AUTO[family]).from_pretrained(tiny(family), dtype=dtype)
+    before = logits(base, family)
     with warnings.catch_warnings():  # PEFT asks transformers for an attribute that is being renamed
         warnings.simplefilter("ignore", FutureWarning)
         loaded = PeftModel.from_pretrained(base, tmp_path / "out")
-    assert torch.equal(logits(loaded, "llama"), logits(model, "llama"))
-    assert not torch.equal(before, logits(model, "llama"))
+    assert torch.equal(logits(loaded, family), logits(model, family))
+    assert not torch.equal(before, logits(model, family)[:, -before.shape[1] :])
 
 
 def test_merged_adapter(trained: Any, tmp_path: Path) -> None:
@@ -125,6 +138,9 @@ def test_nothing_is_overwritten(trained: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "mine").exists()
     with pytest.raises(ConfigError, match="makes no adapter. Remedy: --merge or --delta"):
         export(run, tmp_path / "other", Quiet(), "adapter")
+    run, _ = trained(scope="prompt", output_dir=tmp_path / "prompt")
+    with pytest.raises(ConfigError, match="are no weights of the model. Remedy: --adapter or --delta"):
+        export(run, tmp_path / "other", Quiet(), "merge")
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:

@@ -53,10 +53,14 @@ def test_fifty_random_kills(job: Callable[..., dict[str, Any]]) -> None:
     assert min(found["steps"]) <= 0 and max(found["steps"]) > 8 and len(set(found["steps"])) > 6, found["steps"]
 
 
-def test_kills_at_every_weak_point(job: Callable[..., dict[str, Any]]) -> None:
+@pytest.mark.parametrize("scope", ["full", pytest.param("prefix", marks=pytest.mark.slow)])
+def test_kills_at_every_weak_point(job: Callable[..., dict[str, Any]], scope: str) -> None:
     """Between any two things that a step writes, and in the middle of each: the same bytes after a resume."""
-    found = job("points", scope="full", **BUSY)
-    assert {name: how for name, how in found.items() if not how["same"] or how["first"] != "killed"} == {}
+    found = job("points", scope=scope, **BUSY)
+    assert [name for name, how in found.items() if not how["same"]] == []
+    if scope == "prefix":  # one tensor: some points lie behind the end
+        return
+    assert [name for name, how in found.items() if how["first"] != "killed"] == []
     # The points are where their names say.
     assert found["before the journal"]["steps"] == -1 and found["after the journal's header"]["steps"] == 0
     assert found["before a record"]["steps"] == found["half a record"]["steps"] == 2

@@ -101,6 +101,8 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "scalar": lambda m: x(7, 4) * m.scalar,
     "convolution": lambda m: F.conv1d(x(4, 9), m.filter),
     "attention bias": lambda m: F.scaled_dot_product_attention(*[x(4, 7, 8)] * 3, attn_mask=m.heads[0][None]),
+    "virtual tokens": lambda m: torch.cat((m.row.repeat(ROWS * LANES, 1, 1), x(3, 4)), dim=1),
+    "virtual tokens behind": lambda m: torch.cat((x(3, 4), m.row.repeat(ROWS * LANES, 1, 1)), -2),
     "shape queries": lambda m: x(7, 4) * m.vector * (m.matrix.size(0) + m.matrix.shape[1] + m.vector.numel()),
 }
 # What several lanes cannot do at once: each must refuse, and one lane at a time must give the right result.
@@ -108,6 +110,8 @@ ALONE: dict[str, Callable[[Any], Any]] = {
     "no rule": lambda m: torch.einsum("bti,oi->bto", x(7, 4), m.matrix),
     "weight as input": lambda m: F.linear(m.row, torch.ones(3, 4, dtype=torch.float64)),
     "weight as query": lambda m: F.scaled_dot_product_attention(m.heads, *[x(4, 7, 7, rows=2)] * 2),
+    "joined along the examples": lambda m: torch.cat((m.row, x(7, 4))),
+    "joined with one row of many": lambda m: torch.cat((m.row, x(3, 4)[:1]), 1),
     "weight on the left": lambda m: m.matrix @ x(7, rows=4),
     "norm of a weight": lambda m: F.layer_norm(m.square, (4,), torch.ones(4, dtype=torch.float64)),
     "not stacked": lambda m: F.linear(x(4, rows=5), m.matrix),

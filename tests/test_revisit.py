@@ -153,8 +153,11 @@ def test_changed_base_below_the_scope(run: Path, config: Config, tiny: Callable[
         evaluate_run(config_of(RunPaths(run)), run, Quiet())
 
 
+SAVED = [{"scope": "full"}, {"scope": "lora"}, {"scope": "prefix"}, {"dtype": "bfloat16", "scope": "last:1"}]
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reading a model of transformers
-@pytest.mark.parametrize("options", [{"scope": "full"}, {"scope": "lora"}, {"dtype": "bfloat16", "scope": "last:1"}])
+@pytest.mark.parametrize("options", SAVED)
 def test_saved_model(config: Config, tmp_path: Path, options: dict[str, Any]) -> None:
     """`to` holds the trained weights as Hugging Face loads them, tokenizer included."""
     from peft import PeftModel
@@ -162,9 +165,9 @@ def test_saved_model(config: Config, tmp_path: Path, options: dict[str, Any]) ->
     result = train(config(**options), Quiet())
     replay(tmp_path / "run", True, Quiet(), to=tmp_path / "saved")
     assert list((tmp_path / "saved").glob("tokenizer*"))
-    if options["scope"] == "lora":
+    if options["scope"] in ("lora", "prefix"):
         model: Any = PeftModel.from_pretrained(load_model(config()), tmp_path / "saved")
-        values = {name: p for name, p in model.named_parameters() if "lora_" in name}
+        values = {name: p for name, p in model.named_parameters() if "lora_" in name or "prompt_encoder" in name}
     else:
         model = load_model(config(model=str(tmp_path / "saved"), dtype=options.get("dtype", "float32")))
         header, _, _ = read_journal(tmp_path / "run" / "journal.zoj")

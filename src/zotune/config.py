@@ -32,8 +32,8 @@ _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_
 
 # What recorded losses were measured with. A branch of a run may change all other options for its steps to come.
 FIXED = (
-    "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model", "queries", "scope",
-    "seed", "weight_decay",
+    "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model", "prefix_tokens",
+    "queries", "scope", "seed", "weight_decay",
 )  # fmt: skip
 
 
@@ -83,7 +83,8 @@ class TrainConfig:
     queries: Annotated[int | None, Opt("Directions per step. Default: the method's.", ge=1)] = None
     weight_decay: Annotated[float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0)] = 0.0
     scope: Annotated[
-        str, Opt("Trained: full, norms, biases, last:N, block:N, dominant, lora, regex:PATTERN; join by &.")
+        str,
+        Opt("full, norms, biases, head, last:N, block:N, dominant, lora, prefix, prompt, regex:X."),
     ] = "full"
     blocks: Annotated[
         str | None, Opt("What a step trains: cycle (block by block), random:SHARE, atoms (LoRA's). Default: all.")
@@ -91,6 +92,7 @@ class TrainConfig:
     lora_rank: Annotated[int, Opt("Rank of LoRA with --scope lora.", ge=1)] = 8
     lora_alpha: Annotated[float, Opt("Alpha of LoRA.", gt=0)] = 16.0
     lora_targets: Annotated[list[str] | None, Opt("Modules that get LoRA, comma separated.")] = None
+    prefix_tokens: Annotated[int, Opt("Virtual tokens with --scope prefix or prompt.", ge=1)] = 5
     steps: Annotated[int, Opt("Training steps.", ge=0, le=2**32 - 1)] = 1000
     batch_size: Annotated[int, Opt("Examples per step.", ge=1)] = 16
     micro_batch_size: Annotated[int | None, Opt("Examples per forward. Default: the batch size.", ge=1)] = None

@@ -42,7 +42,11 @@ def _versions() -> Finding:
         f"Python {platform.python_version()}",
         *(f"{name} {version or 'absent'}" for name, version in known.items()),
     ]
-    return Finding("versions", ", ".join(said), "" if known["peft"] else "pip install peft, if you want --scope lora.")
+    return Finding(
+        "versions",
+        ", ".join(said),
+        "" if known["peft"] else "pip install peft, if you want --scope lora, prefix or prompt.",
+    )
 
 
 def _version(name: str) -> str | None:

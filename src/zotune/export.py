@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from zotune.adapters import can_merge, is_adapter
 from zotune.aside import whole_folder
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
@@ -38,15 +39,19 @@ def export(
     """Rebuild a run's weights from its journal and write them to the folder `to`.
 
     form: "merge" a Hugging Face model with LoRA folded into it, "adapter" a PEFT adapter, "delta" trained minus base
-    weights of the parameters in scope, in one safetensors file; None is "adapter" for a LoRA run and "merge" otherwise.
-    Returns form, to, bytes, steps, weights_sha256. Raises ConfigError for an adapter of a run without LoRA, RunError
-    for a folder that holds something (unless `force`) or cannot be written, and what a replay raises.
+    weights of the parameters in scope, in one safetensors file; None is "adapter" for a run with scope lora, prefix or
+    prompt, and "merge" otherwise. Returns form, to, bytes, steps, weights_sha256. Raises ConfigError for an adapter of
+    a run that trained none, and for merging virtual tokens, RunError for a folder that holds something (unless `force`)
+    or cannot be written, and what a replay raises.
     """
     paths = RunPaths(run).check()
     config = config_of(paths, trust_remote_code)
-    adapted = "lora" in [part.strip() for part in config.scope.split("&")]
-    form = form or ("adapter" if adapted else "merge")
-    if form == "adapter" and not adapted:
+    form = form or ("adapter" if is_adapter(config.scope) else "merge")
+    if form == "merge" and not can_merge(config.scope):
+        raise ConfigError(
+            f"{paths.folder} trained virtual tokens, which are no weights of the model. Remedy: --adapter or --delta."
+        )
+    if form == "adapter" and not is_adapter(config.scope):
         raise ConfigError(
             f"{paths.folder} trained scope {config.scope!r}, which makes no adapter. Remedy: --merge or --delta."
         )

@@ -235,6 +235,25 @@ def _elementwise(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], 
     return args[0] if writes(func) else _join(parts)
 
 
+def _cat(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`cat((w, x), 1)`: a parameter repeated for every example (virtual tokens) beside activations."""
+    if lanes.count == 1:
+        return alone(func, args, kwargs)
+    tensors, dim = _bind(("tensors", "dim"), args, kwargs)
+    source = next(t for t in tensors if isinstance(t, LaneTensor))
+    if all(isinstance(t, LaneTensor) for t in tensors):
+        return map_lanes(func, args, kwargs, source)
+    if not (dim or 0) % source.dim() or not lanes.stacked(source):
+        raise LaneUnsupported(f"cat on {source.known_as}: which dimension holds the examples is unclear")
+    columns = [
+        [value.chunk(lanes.count)[lane] for lane, value in enumerate(t.per_lane())]
+        if isinstance(t, LaneTensor)
+        else lanes.split(t, "cat")
+        for t in tensors
+    ]
+    return _join([torch.cat(parts, dim) for parts in zip(*columns, strict=True)])
+
+
 def _attention(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Attention whose mask carries a learned bias (T5): queries, keys and values are cut, the mask is per lane."""
     query, key, value = (_bind(("query", "key", "value"), args, kwargs)[i] for i in range(3))
@@ -253,6 +272,7 @@ RULES: dict[Any, Rule] = {
     F.linear: _linear,
     F.embedding: _embedding,
     torch.addmm: _addmm,
+    torch.cat: _cat,
     F.scaled_dot_product_attention: _attention,
     **{f: _matmul for f in (torch.matmul, _T.matmul, _T.__matmul__, torch.mm, _T.mm)},
     **{

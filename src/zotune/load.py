@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from zotune.adapters import add_for_scope
 from zotune.config import TrainConfig
 from zotune.data.source import Source
 from zotune.errors import ConfigError, UserError
@@ -33,7 +33,7 @@ def load_tokenizer(config: TrainConfig) -> Any:
 
 
 def load_model(config: TrainConfig) -> nn.Module:
-    """The model on the config's device, in its dtype, in eval mode, with LoRA adapters where the scope names them.
+    """The model on the config's device, in its dtype, in eval mode, with what the scope adds to it.
 
     Raises UserError for a model that cannot be found or read.
     """
@@ -45,11 +45,8 @@ def load_model(config: TrainConfig) -> nn.Module:
         loaded: tuple[nn.Module, dict[str, Any]] = auto.from_pretrained(
             config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True
         )
-    model = loaded[0]
     _refuse_random(config.model, sorted(loaded[1]["missing_keys"]))
-    if "lora" in [part.strip() for part in config.scope.split("&")]:
-        model = _with_lora(model, config)
-    return model.to(device_of(config)).eval()
+    return add_for_scope(loaded[0].eval(), config).to(device_of(config)).eval()
 
 
 def _refuse_outside(model: Path) -> None:
@@ -71,8 +68,7 @@ def meta_model(config: TrainConfig) -> nn.Module:
         stored = getattr(settings, "dtype", None) or torch.float32
         dtype = stored if config.dtype == "auto" else getattr(torch, config.dtype)
         model: nn.Module = auto.from_config(settings, dtype=dtype, trust_remote_code=config.trust_remote_code)
-        if "lora" in [part.strip() for part in config.scope.split("&")]:
-            model = _with_lora(model, config)
+        model = add_for_scope(model, config)
     return model.eval()
 
 
@@ -108,36 +104,6 @@ def device_of(config: TrainConfig) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {config.device!r} cannot be used: {reason}. Remedy: --device cpu or auto.") from None
-
-
-def _with_lora(model: nn.Module, config: TrainConfig) -> nn.Module:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise UserError("scope lora needs PEFT. Remedy: pip install 'zotune[peft]'.") from None
-    # One atom at a time is scaled by alpha * r where LoRA divides alpha by r (arXiv 2605.19767): see zotune.atoms.
-    alpha = config.lora_alpha * config.lora_rank**2 if config.blocks == "atoms" else config.lora_alpha
-    settings = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        target_modules=config.lora_targets,
-        lora_dropout=0.0,
-    )
-    # PEFT draws the initial A from torch's global generator: seeded for the run, and put back as it was.
-    # It also warns of an attribute of transformers that is being renamed, and of a setting that it corrects by itself:
-    # nothing a user could act on.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", message="fan_in_fan_out", category=UserWarning)
-        torch.manual_seed(config.seed)
-        try:
-            adapted: nn.Module = get_peft_model(model, settings)
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"LoRA cannot be added: {reason}. Remedy: name the modules with --lora-targets."
-            ) from None
-    return adapted
 
 
 def make_objective(config: TrainConfig, tokenizer: Any, model: Any, source: Source | None = None) -> Objective:

@@ -2,6 +2,7 @@
 
 config.yaml     the resolved config; `zotune train --config` takes it again
 journal.zoj     the run itself (journal.py)
+start.safetensors  first values of a prefix (virtual_tokens.py); other scopes have none
 metrics.jsonl   one JSON object per line, without wall-clock values: a resumed run ends with the same bytes
 timing.jsonl    the wall-clock values
 snapshots/      tensors every so many steps (snapshot.py)
@@ -38,6 +39,7 @@ class RunPaths:
         self.folder = Path(folder)
         self.config = self.folder / "config.yaml"
         self.journal = self.folder / "journal.zoj"
+        self.start = self.folder / "start.safetensors"
         self.metrics = self.folder / "metrics.jsonl"
         self.timing = self.folder / "timing.jsonl"
         self.snapshots = self.folder / "snapshots"
@@ -73,7 +75,8 @@ class RunPaths:
         """Raises RunError when a file of the run is a link, a pipe or a device: a run that came from somebody else must
         neither lead out of its folder nor keep a reader waiting.
         """
-        for path in (self.config, self.journal, self.metrics, self.timing, self.folder / FolderLock.NAME):
+        files = (self.config, self.journal, self.start, self.metrics, self.timing, self.folder / FolderLock.NAME)
+        for path in files:
             _refuse_unless(stat.S_ISREG, "a plain file", path)
         for path in (self.snapshots, self.undone):
             _refuse_unless(stat.S_ISDIR, "a folder", path)
@@ -107,7 +110,8 @@ class RunFolder:
         lock = FolderLock.acquire(paths.folder)
         try:
             _refuse_existing(paths)  # another process may have made one before the lock was ours
-            for left in (paths.journal, paths.metrics, paths.timing):  # of a run that was stopped before its first step
+            # Of a run that was stopped before its first step.
+            for left in (paths.journal, paths.start, paths.metrics, paths.timing):
                 left.unlink(missing_ok=True)
             write_file(paths.config, config.encode())
         except OSError as error:

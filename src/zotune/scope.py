@@ -1,8 +1,9 @@
 """Which parameters are trained: presets and patterns over canonical names.
 
 `full` every parameter that requires grad; `norms` and `biases` by the kind of module and name; `last:N` the last N
-blocks and what follows them; `block:N` block N alone, from 0; `lora` adapter weights; `regex:PATTERN` a search in the
-names. `&` intersects: `norms&last:6`. `dominant` is one block too, which takes a forward to find (`zotune.dominant`).
+blocks and what follows them; `block:N` block N alone, from 0; `head` the output head; `lora`, `prefix` and `prompt` the
+weights of such an adapter; `regex:PATTERN` a search in the names. `&` intersects: `norms&last:6`. `dominant` is one
+block too, which takes a forward to find (`zotune.dominant`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from torch import Tensor, nn
 
 from zotune.errors import ConfigError
+from zotune.head import head_parameters
 
 _NORM = re.compile(r"norm", re.IGNORECASE)
 
@@ -40,6 +42,10 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
         return {name for name in named if name.rpartition(".")[2] == "bias"}
     if part == "lora":
         return {name for name in named if "lora_" in name}
+    if part in ("prefix", "prompt"):
+        return {name for name in named if "prompt_encoder." in name}
+    if part == "head":
+        return head_parameters(model) & set(named)
     if kind == "last" and argument.isdigit() and int(argument) > 0:
         return _last(model, named, int(argument))
     if kind == "block" and argument.isdigit():
@@ -57,8 +63,8 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
             "zotune.dominant_layer gives, or that `zotune train --scope dominant` prints."
         )
     raise ConfigError(
-        f"unknown scope {part!r}. Remedy: full, norms, biases, last:N, block:N, dominant, lora or regex:PATTERN, "
-        "joined by '&'."
+        f"unknown scope {part!r}. Remedy: full, norms, biases, head, last:N, block:N, dominant, lora, prefix, prompt "
+        "or regex:PATTERN, joined by '&'."
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zotune.adapters import added_by
 from zotune.advice import Advisor, check_lr
 from zotune.config import TrainConfig
 from zotune.errors import RunError
@@ -24,6 +25,7 @@ from zotune.rebuild import current_sha256, steps_of
 from zotune.resolve import config_of, resolve
 from zotune.run import RunFolder, RunPaths
 from zotune.session import Session, check_same
+from zotune.virtual_tokens import write_start
 from zotune.watch import Watch
 from zotune.weights import weights_sha256
 
@@ -49,6 +51,8 @@ def train(config: TrainConfig, watch: Watch, group: Group | None = None) -> dict
     with _created(config, group) as folder:
         session = Session(config, group=group).begin()
         header = _agreed(session)
+        if added_by(config.scope) == "prefix" and isinstance(folder, RunFolder):
+            write_start(folder.paths.start, session.model)
         _say(session, watch)
         # The first evaluation comes before the journal: a run that has one has begun.
         _evaluate(session, folder, watch)

@@ -19,13 +19,13 @@ def command(
     run: RunArgument,
     to: Annotated[Path, typer.Option("--to", help="Folder to write.", show_default=False)],
     merge: Annotated[bool, typer.Option("--merge", help="A Hugging Face model, adapters folded in.")] = False,
-    adapter: Annotated[bool, typer.Option("--adapter", help="A PEFT adapter (runs with scope lora).")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="A PEFT adapter (scope lora, prefix or prompt).")] = False,
     delta: Annotated[bool, typer.Option("--delta", help="Trained minus base weights, one safetensors file.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Write a run's weights for other tools. Without a form: an adapter for a LoRA run, else a whole model."""
+    """Write a run's weights for other tools. Without a form: the adapter that was trained, else a whole model."""
 
     def body(session: Session) -> dict[str, Any]:
         given: dict[Form, bool] = {"merge": merge, "adapter": adapter, "delta": delta}

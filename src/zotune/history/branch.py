@@ -56,6 +56,8 @@ def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, An
         paths.config.name: config.to_yaml().encode(),
         paths.journal.name: encode_header(new) + b"".join(map(encode, shared)),
     }
+    if paths.start.exists():
+        files[paths.start.name] = paths.start.read_bytes()
     make_folder(to.absolute(), files)
     return {
         "run": str(to),

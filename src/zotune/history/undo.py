@@ -46,10 +46,10 @@ def undo(run: str | Path, steps: int) -> dict[str, Any]:
 
 
 def _keep(paths: RunPaths) -> Path:
-    """A copy of config, journal and metrics, synced, under the next free number."""
+    """A copy of config, journal, first values and metrics, synced, under the next free number."""
     numbers = [int(path.name) for path in (paths.undone).glob("*") if path.name.isdecimal()]
     kept = paths.undone / str(max(numbers, default=0) + 1)
-    files = (paths.config, paths.journal, paths.metrics)
+    files = (paths.config, paths.journal, paths.start, paths.metrics)
     make_folder(kept, {path.name: path.read_bytes() for path in files if path.exists()})
     return kept
 

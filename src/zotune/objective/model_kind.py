@@ -96,6 +96,18 @@ def accepts(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(unwrap(model).forward).parameters
 
 
+def virtual_tokens(model: nn.Module) -> int:
+    """How many tokens PEFT puts before every text (prefix and prompt tuning); 0 for any other model."""
+    settings: Any = getattr(model, "active_peft_config", None)
+    return int(settings.num_virtual_tokens) if getattr(settings, "is_prompt_learning", False) else 0
+
+
+def ignores_positions(model: nn.Module) -> bool:
+    """Whether PEFT drops the positions that a model is given: prompt tuning does, prefix tuning does not."""
+    settings: Any = getattr(model, "active_peft_config", None)
+    return virtual_tokens(model) > 0 and settings.peft_type != "PREFIX_TUNING"
+
+
 def last_logits(model: nn.Module, keep: int, **inputs: Tensor) -> Tensor:
     """Logits (R, keep, V) of the last `keep` >= 1 positions; the head runs on no others where forward can.
 

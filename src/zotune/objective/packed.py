@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune.objective.base import Batch, Example, to_device
-from zotune.objective.model_kind import accepts, last_logits
+from zotune.objective.model_kind import accepts, last_logits, virtual_tokens
 from zotune.objective.scoring import IGNORE, pad_right, row_logsumexp, widen
 
 # A wrong mask or wrong positions move the scores; rounding does so by far less than this share of it.
@@ -100,6 +100,8 @@ def prove(model: nn.Module, examples: Sequence[Example], pad: int, separate: Ten
     separate (B, C): mean log-probabilities of the candidates, each in a sequence of its own. Three pieces of evidence:
     the scores agree; they would not with other positions; and they do not change by a bit when the other candidates do.
     """
+    if virtual_tokens(model):
+        return "virtual tokens stand before the text, which no mask for each position reaches"
     if not (accepts(model, "attention_mask") and accepts(model, "position_ids")):
         return "the model takes no positions or no mask"
     device, dtype = separate.device, dtype_of(model)

@@ -1,0 +1,6 @@
+"""What a trained run is compared with: the same model on the same rows, without zeroth-order training."""
+
+from zotune.baselines.in_context import in_context
+from zotune.baselines.linear_probe import linear_probe
+
+__all__ = ["in_context", "linear_probe"]
