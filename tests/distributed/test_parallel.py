@@ -19,8 +19,8 @@ BUSY: dict[str, Any] = {"eval_every": 3, "snapshot_every": 2, "micro_batch_size"
 COURSES: dict[str, tuple[list[int], list[str]]] = {
     "data": ([2, 4], []),
     "data-three": ([3], ["--queries", "2", "--dtype", "bfloat16"]),
-    "probes": ([2, 4], ["--parallel", "probes", "--queries", "4"]),
-    "signs": ([2, 4], ["--parallel", "signs", "--queries", "2"]),
+    "probes": ([4], ["--parallel", "probes", "--queries", "4"]),
+    "signs": ([2], ["--parallel", "signs", "--queries", "2"]),
     "data-probes": ([4], ["--parallel", "data+probes", "--batch-size", "6", "--queries", "2"]),
     "data-signs": ([4], ["--parallel", "data+signs", "--batch-size", "6"]),
     "folded": ([2], ["--method", "lozo", "--interval", "3"]),
