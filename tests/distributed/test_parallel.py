@@ -53,6 +53,7 @@ def test_groups_end_with_the_bytes_of_one_process(crowd: Crowd) -> None:
     assert found["signs"]["2"]["message_bytes"] == 5 + 22 + 4 * 2 * (4 + 3 * 8)
 
 
+@pytest.mark.slow
 def test_every_method_in_two_processes(crowd: Crowd) -> None:
     """Each row of the method table, shared over micro-batches."""
     flags = {name: ([2], ["--method", name]) for name in METHODS}
