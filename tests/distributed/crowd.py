@@ -204,12 +204,10 @@ def kills(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     places = {
         "process 0 before step 0": before_step(0, 0, die),
-        "process 1 before step 0": before_step(1, 0, die),
         "process 0 before step 3": before_step(0, 3, die),
         "process 1 before step 5": before_step(1, 5, die),
         "process 0 before a record": dying_at("before a record", 0),
         "process 0 in an update": dying_at("in an update", 0),
-        "process 1 in an update": dying_at("in an update", 1),
     }
     for number, (name, patch) in enumerate(places.items()):
         run, log = folder / f"run-{number}", folder / f"run-{number}.log"

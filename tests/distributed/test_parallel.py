@@ -19,8 +19,8 @@ BUSY: dict[str, Any] = {"eval_every": 3, "snapshot_every": 2, "micro_batch_size"
 COURSES: dict[str, tuple[list[int], list[str]]] = {
     "data": ([2, 4], []),
     "data-three": ([3], ["--queries", "2", "--dtype", "bfloat16"]),
-    "probes": ([2, 4], ["--parallel", "probes", "--queries", "4"]),
-    "signs": ([2, 4], ["--parallel", "signs", "--queries", "2"]),
+    "probes": ([4], ["--parallel", "probes", "--queries", "4"]),
+    "signs": ([2], ["--parallel", "signs", "--queries", "2"]),
     "data-probes": ([4], ["--parallel", "data+probes", "--batch-size", "6", "--queries", "2"]),
     "data-signs": ([4], ["--parallel", "data+signs", "--batch-size", "6"]),
     "folded": ([2], ["--method", "lozo", "--interval", "3"]),
@@ -53,6 +53,7 @@ def test_groups_end_with_the_bytes_of_one_process(crowd: Crowd) -> None:
     assert found["signs"]["2"]["message_bytes"] == 5 + 22 + 4 * 2 * (4 + 3 * 8)
 
 
+@pytest.mark.slow
 def test_every_method_in_two_processes(crowd: Crowd) -> None:
     """Each row of the method table, shared over micro-batches."""
     flags = {name: ([2], ["--method", name]) for name in METHODS}

@@ -97,11 +97,12 @@ class Parallel:
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """What fails within is kept for `gather`, where the others wait; so is what follows from it."""
+        """What fails within is kept for `gather`, where the others wait: the first error, but a signal before any."""
         try:
             yield
         except BaseException as error:
-            self._failed = self._failed or error
+            if self._failed is None or not isinstance(error, Exception):
+                self._failed = error
 
     def deal(self, points: Sequence[Point], batch: Any, weight: float, centre: bool, lanes: int) -> list[Point]:
         """The points at which this process evaluates the next micro-batch; `keep` takes their losses, if any.
