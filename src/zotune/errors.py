@@ -43,3 +43,9 @@ class CoverageError(UserError):
     """Parameters in scope were never used by the forward pass, so their direction cannot be probed."""
 
     exit_code = 7
+
+
+class FunctionError(UserError):
+    """A reward or metric of the user raised, hung, or returned what is no score. The step was not applied."""
+
+    exit_code = 9

@@ -306,6 +306,9 @@ class Evaluator:
             self.reason = "one point per forward"
             return
         try:
+            refused = getattr(objective, "one_at_a_time", "")
+            if refused:
+                raise LaneUnsupported(refused)
             self._prove(objective, batch, group, within)
         except (LaneUnsupported, RuntimeError) as unsupported:
             # Shapes that do not fit together are the model's own RuntimeError; one point at a time they may fit.

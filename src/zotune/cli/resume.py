@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from zotune.cli.frame import Json, RunArgument, Session, TrustRemoteCode, execute
+from zotune.cli.frame import Json, RunArgument, Session, TrustRemoteCode, TrustReward, execute
 from zotune.run import RunPaths
 
 
-def command(run: RunArgument, trust_remote_code: TrustRemoteCode = False, as_json: Json = False) -> None:
+def command(
+    run: RunArgument,
+    trust_remote_code: TrustRemoteCode = False,
+    trust_reward: TrustReward = False,
+    as_json: Json = False,
+) -> None:
     """Continue a run that was stopped or killed. It ends as if nothing had happened."""
 
     def body(session: Session) -> dict[str, Any]:
@@ -18,6 +23,6 @@ def command(run: RunArgument, trust_remote_code: TrustRemoteCode = False, as_jso
         session.run = run
         from zotune.train import resume
 
-        return resume(run, session.watch, trust_remote_code=trust_remote_code)
+        return resume(run, session.watch, trust_remote_code=trust_remote_code, trust_reward=trust_reward)
 
     execute(body, as_json)

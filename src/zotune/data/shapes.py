@@ -29,6 +29,7 @@ SHAPES: Mapping[str, Shape] = {
     "sharegpt": Shape(("conversations",), "as messages, with from and value"),
     "alpaca": Shape(("instruction", "output"), "the output is scored after instruction and input"),
     "choices": Shape(("question", "choices", "answer"), "the choices are compared after the question"),
+    "prompt": Shape(("prompt",), "completions of the prompt are generated and scored; needs --reward, --metric or f1"),
     "tokens": Shape(("input_ids",), "the tokens whose label is not -100 are scored"),
 }
 # Columns that may stand for others.
@@ -47,6 +48,13 @@ def shape_of(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     Raises DataError where no shape fits, where several do, and for preference pairs.
     """
     row = rows[0]
+    if config.generates:
+        if config.template is None and "prompt" not in row and config.text_column not in row:
+            raise DataError(
+                f"there is no column 'prompt' to complete; columns found: {_listed(row)}. Remedy: rename one, or give "
+                "--text-column or --template."
+            )
+        return "prompt"
     if config.data_format is not None:
         _need(row, config)
         return config.data_format
@@ -62,7 +70,7 @@ def shape_of(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     found = [
         name
         for name, shape in SHAPES.items()
-        if name not in ("text", "label") and all(has(row, c) for c in shape.columns)
+        if name not in ("text", "label", "prompt") and all(has(row, c) for c in shape.columns)
     ]
     if config.text_column in row:
         found.insert(0, "text")
