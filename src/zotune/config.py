@@ -75,19 +75,19 @@ class TrainConfig:
     labels: Annotated[list[str | int] | None, Opt("Label values in the order of the words. Default: sorted.")] = None
     objective: Annotated[
         Literal["likelihood", "accuracy", "macro_f1", "f1", "exact_match"] | None,
-        Opt("What is trained: a score of choices or of generated answers. Default: the likelihood of what is right."),
+        Opt("A score to train on. Default: the likelihood of what is right."),
     ] = None
     reward: Annotated[
-        list[str] | None, Opt("Functions that score completions: FILE.py:NAME, package.module:NAME, f1 or exact_match.")
+        list[str] | None, Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, exact_match.")
     ] = None
     reward_weights: Annotated[list[float] | None, Opt("One weight per reward. Default: 1 each.")] = None
     reward_timeout: Annotated[float, Opt("Seconds that a call of a reward or metric may take.", gt=0)] = 60.0
-    metric: Annotated[str | None, Opt("Function that scores a whole batch of completions: FILE.py:NAME.")] = None
+    metric: Annotated[str | None, Opt("Score of a whole batch of completions: FILE.py:NAME.")] = None
     max_new_tokens: Annotated[int, Opt("Tokens that a completion may have.", ge=1)] = 50
     temperature: Annotated[float, Opt("Of sampled completions; 0: greedy.", ge=0)] = 0.0
-    stop: Annotated[list[str] | None, Opt("Texts that end a completion. Default: a line end for f1, exact_match.")] = (
-        None
-    )
+    stop: Annotated[
+        list[str] | None, Opt("Texts that end a completion. Default for f1 and exact_match: a line end.")
+    ] = None
     method: Annotated[str, Opt("Method; `zotune methods` lists them.")] = "mezo"
     method_args: Annotated[dict[str, Any], Opt("Further arguments of the method.")] = field(default_factory=dict)
     lr: Annotated[float | None, Opt("Learning rate. Default: the method's.", ge=0)] = None
@@ -175,9 +175,9 @@ class TrainConfig:
             raise ConfigError(f"{named[0]} and {named[1]} were given. Remedy: leave one of them out.")
         if self.reward is not None and not self.reward:
             raise ConfigError("reward names no function. Remedy: --reward FILE.py:NAME.")
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward or ()):
+        if self.reward and self.reward_weights and len(self.reward_weights) != len(self.reward):
             raise ConfigError(
-                f"{len(self.reward_weights)} reward_weights for {len(self.reward or ())} rewards. Remedy: one for each."
+                f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards. Remedy: one for each."
             )
         if self.generates and self.label_words is not None:
             raise ConfigError(
@@ -188,12 +188,6 @@ class TrainConfig:
                 f"rows of shape {self.data_format} have no prompt to complete. Remedy: leave --data-format out, and "
                 "give --template for columns other than 'prompt'."
             )
-        defaults = {item.name: item.default for item in dataclasses.fields(self)}
-        for name in () if self.generates else ("max_new_tokens", "temperature", "stop"):
-            if getattr(self, name) != defaults[name]:
-                raise ConfigError(
-                    f"{name} needs completions. Remedy: give --reward, --metric or --objective f1, or leave it out."
-                )
         whole = self.metric is not None or self.objective == "macro_f1"
         if whole and self.micro_batch_size not in (None, self.batch_size):
             raise ConfigError(

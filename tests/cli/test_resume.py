@@ -13,9 +13,17 @@ def test_resume(cli: Any, fakes: Any, run_folder: Path) -> None:
     outcome = cli("resume", run_folder, "--json")
     assert json.loads(outcome.stdout) == fakes.results["resume"]
     (name, arguments, named) = fakes.calls[0]
-    assert name == "resume" and arguments[0] == run_folder and named == {"trust_remote_code": False}
-    assert cli("resume", run_folder, "--trust-remote-code").code == 0
-    assert fakes.calls[1][2] == {"trust_remote_code": True}
+    assert (
+        name == "resume"
+        and arguments[0] == run_folder
+        and named
+        == {
+            "trust_remote_code": False,
+            "trust_reward": False,
+        }
+    )
+    assert cli("resume", run_folder, "--trust-remote-code", "--trust-reward").code == 0
+    assert fakes.calls[1][2] == {"trust_remote_code": True, "trust_reward": True}
 
 
 def test_resume_needs_a_run(cli: Any, fakes: Any, tmp_path: Path) -> None:

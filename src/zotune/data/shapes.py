@@ -29,12 +29,18 @@ SHAPES: Mapping[str, Shape] = {
     "sharegpt": Shape(("conversations",), "as messages, with from and value"),
     "alpaca": Shape(("instruction", "output"), "the output is scored after instruction and input"),
     "choices": Shape(("question", "choices", "answer"), "the choices are compared after the question"),
-    "prompt": Shape(("prompt",), "completions of the prompt are generated and scored; needs --reward, --metric or f1"),
     "tokens": Shape(("input_ids",), "the tokens whose label is not -100 are scored"),
 }
+# The shape of rows whose completions are generated: whatever their columns, a prompt is all that is read.
+PROMPT = "prompt"
 # Columns that may stand for others.
 _SAME = {"answer": ("answer", "answerKey")}
 _PAIRS = ("chosen", "rejected")
+
+
+def says(shape: str) -> str:
+    """A shape in words."""
+    return f"{shape}: {'its completion is generated and scored' if shape == PROMPT else SHAPES[shape].says}"
 
 
 def has(row: Mapping[str, Any], column: str) -> bool:
@@ -54,7 +60,7 @@ def shape_of(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> str:
                 f"there is no column 'prompt' to complete; columns found: {_listed(row)}. Remedy: rename one, or give "
                 "--text-column or --template."
             )
-        return "prompt"
+        return PROMPT
     if config.data_format is not None:
         _need(row, config)
         return config.data_format
@@ -70,7 +76,7 @@ def shape_of(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     found = [
         name
         for name, shape in SHAPES.items()
-        if name not in ("text", "label", "prompt") and all(has(row, c) for c in shape.columns)
+        if name not in ("text", "label") and all(has(row, c) for c in shape.columns)
     ]
     if config.text_column in row:
         found.insert(0, "text")
@@ -82,6 +88,11 @@ def shape_of(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> str:
         )
     if not found:
         known = "; ".join(f"{name}: {', '.join(shape.columns)}" for name, shape in SHAPES.items())
+        if "prompt" in row:
+            raise DataError(
+                f"the columns {_listed(row)} have a prompt and nothing to follow it. Remedy: name the column with "
+                "--completion-column, or generate completions and score them: --reward, --metric, --objective f1."
+            )
         raise DataError(
             f"Row 1 has no column {config.text_column!r}; columns found: {_listed(row)}. They fit no shape ({known}). "
             "Remedy: rename columns, or name them with --text-column, --label-column or --completion-column."
