@@ -57,7 +57,10 @@ def reward(function: Any, seconds: float = 10) -> Reward:
 
 def plain_text(model: Any, tokenizer: Any, prompt: Any) -> str:
     """What `generate` itself says to one prompt."""
-    out = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, pad_token_id=0)
+    ids = torch.tensor([prompt])
+    # With its mask: without one, transformers takes a first token for padding where it has the same id.
+    options = {"attention_mask": torch.ones_like(ids), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    out = model.generate(ids, max_new_tokens=5, do_sample=False, **options)
     start = 1 if model.config.is_encoder_decoder else len(prompt)
     return str(tokenizer.decode(out[0, start:], skip_special_tokens=True))
 
