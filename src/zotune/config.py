@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 # Only the user's own flag may let a model's code run: never a file that may come from someone else's run.
 NEVER_FROM_FILE = ("trust_remote_code",)
 # Where things lie and what computes them: a run may be moved. All other options stay what the run began with.
-PLACES = ("model", "train", "eval", "data_dir", "output_dir", "device", "threads", "trust_remote_code")
+PLACES = (
+    "model", "train", "eval", "data_dir", "output_dir", "device", "threads", "trust_remote_code", "reward_timeout",
+)  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
 _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "calibrated")

@@ -12,7 +12,10 @@ from typing import Protocol, TextIO, final
 
 PLAIN_SECONDS = 5.0  # between two lines without a terminal
 LIVE_SECONDS = 0.1  # between two drawings of the live line
+# What an evaluation may say beside the accuracy: shares of 1, and numbers on a scale of their own.
 _SHARES = {"accuracy": "accuracy", "f1": "F1", "exact_match": "exact match", "macro_f1": "macro F1"}
+_NUMBERS = ("reward", "metric")
+SCORES = (*list(_SHARES)[1:], *_NUMBERS)
 SMOOTHING = 0.1  # weight of the newest step in the rate
 
 
@@ -110,7 +113,7 @@ class Console:
                 continue
             interval = "" if low is None or high is None else f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
             parts.append(f"{name} {100 * result[key]:.1f} %{interval}")
-        for key in ("reward", "metric"):
+        for key in _NUMBERS:
             if result.get(key) is None:
                 continue
             interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"

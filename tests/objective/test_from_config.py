@@ -119,7 +119,7 @@ def test_an_interrupted_run_ends_as_if_nothing_happened(
     """A reward that raises in the midst: nothing before it is lost; once mended, the run ends with the same bytes."""
     options = {**GENERATED, "eval": None, "reward": [f"{own}:once"]}
     settings = config(**options)
-    with pytest.raises(FunctionError, match="own.py:once failed at step 2: RuntimeError: out of order .*not applied"):
+    with pytest.raises(FunctionError, match="own.py:once failed at step 2: RuntimeError: out of order .*was applied"):
         train(settings, Quiet())
     run = settings.output_dir
     assert [row["step"] for row in log_rows(run)] == [0, 1]

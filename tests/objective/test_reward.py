@@ -94,7 +94,7 @@ def test_what_is_no_reward(returned: Any, says: str) -> None:
     def bad(completions: Any) -> Any:
         return returned
 
-    with pytest.raises(FunctionError, match=rf"bad .*{says}.*at step 4.*not applied.*Remedy: correct the function"):
+    with pytest.raises(FunctionError, match=rf"bad .*{says}.*at step 4.*Nothing was.*Remedy: correct the"):
         reward(bad)(answers("a", "b"))
 
 

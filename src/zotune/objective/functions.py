@@ -105,15 +105,15 @@ def call(named: Named, seconds: float, where: str, values: Mapping[str, Any]) ->
         raise FunctionError(f"{named.name} failed {where}: {_told(failed[0])}. {REMEDY}") from failed[0]
     if not found:
         raise FunctionError(
-            f"{named.name} did not return within {seconds:g} s {where}. The step was not applied, and nothing before "
-            "it is lost. Remedy: make it faster, or raise --reward-timeout; then `zotune resume`."
+            f"{named.name} did not return within {seconds:g} s {where}. Nothing was applied, and no recorded step "
+            "is lost. Remedy: make it faster, or raise reward_timeout (in a run's config.yaml, which may change)."
         )
     return found[0]
 
 
 REMEDY = (
-    "The step was not applied, and nothing before it is lost. Remedy: correct the function, then `zotune resume` the "
-    "run with --trust-reward."
+    "Nothing was applied, and no recorded step is lost. Remedy: correct the function; a run goes on with `zotune "
+    "resume --trust-reward`."
 )
 
 
