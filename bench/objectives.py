@@ -1,6 +1,6 @@
 """Two objectives without a gradient on the demo's model and sentences: token F1 of answers, and a reward function.
 
-python bench/objectives.py [--steps 100] [--seeds 0] [--threads 1] [--json]
+python bench/objectives.py [--steps 80] [--seeds 0] [--threads 1] [--json]
 
 Runs examples/generation_f1.py and examples/reward.py, each in a process of its own, and counts the steps without a
 slope in their journals.
@@ -79,7 +79,7 @@ def main() -> None:
     """Measure, print, write results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--busy", action="store_true", help="say in the table that the machine did other work")

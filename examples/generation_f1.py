@@ -1,6 +1,6 @@
 """Token F1 of generated answers as what is trained: the model is asked for the first three words of a sentence.
 
-    python examples/generation_f1.py --steps 100
+    python examples/generation_f1.py --steps 80
 
 By default on the demo's model and sentences, which it fetches as `zotune demo` does. F1 has no gradient; it is measured
 on what the model says, twice a step.
@@ -32,22 +32,22 @@ SETTINGS: dict[str, Any] = {
 
 
 def questions(source: Path, to: Path, rows: int) -> Path:
-    """The first sentences of a file as prompt and completion; those of fewer than four words are left out."""
+    """The first sentences of a file that have 4 to 16 words, as prompt and completion."""
     lines = []
-    for line in source.read_text(encoding="utf-8").splitlines()[:rows]:
+    for line in source.read_text(encoding="utf-8").splitlines():
         text = json.loads(line)["text"]
         words = text.split()
-        if len(words) > 3:
+        if 4 <= len(words) <= 16:
             asked = {"prompt": f'"{text}"\nThe first three words are "', "completion": " ".join(words[:3])}
             lines.append(json.dumps(asked) + "\n")
-    to.write_text("".join(lines), encoding="utf-8")
+    to.write_text("".join(lines[:rows]), encoding="utf-8")
     return to
 
 
 def main() -> None:
     """Train and say the mean token F1 before and after."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--model", help="folder or hub id; default: the demo's")

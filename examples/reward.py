@@ -1,6 +1,6 @@
 """A reward function trains what a model says: one word for the sentiment of a film review, and the right one.
 
-    python examples/reward.py --steps 100
+    python examples/reward.py --steps 80
 
 By default on the demo's model and sentences, which it fetches as `zotune demo` does.
 """
@@ -50,7 +50,7 @@ def head(source: Path, to: Path, rows: int) -> Path:
 def main() -> None:
     """Train and say the mean reward before and after."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--model", help="folder or hub id; default: the demo's")
