@@ -66,6 +66,7 @@ def test_text_from_a_command_line_is_converted() -> None:
         ({"reward": ["a:b"], "data_format": "messages"}, "rows of shape messages have no prompt to complete"),
         ({"metric": "a:b", "micro_batch_size": 4}, "metric scores a whole batch, which micro_batch_size 4 would split"),
         ({"objective": "macro_f1", "micro_batch_size": 4}, "objective macro_f1 scores a whole batch"),
+        ({"reward": ["a:b"], "stop": ["x", ""]}, "stop holds an empty text"),
         ({"reward_timeout": 0}, "^reward_timeout is 0"),
         ({"threads": 0}, "^threads is 0"),
         ({"train": None}, "^train is missing. Remedy: give --train FILE, or --task NAME"),

@@ -181,6 +181,8 @@ class TrainConfig:
             raise ConfigError(
                 f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards. Remedy: one for each."
             )
+        if "" in (self.stop or ()):
+            raise ConfigError("stop holds an empty text, which ends every completion. Remedy: leave it out.")
         if self.generates and self.label_words is not None:
             raise ConfigError(
                 "label_words are compared, not generated. Remedy: leave --label-words out, or --objective accuracy."

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from zotune.config import TrainConfig
+from zotune.data.look import look
 from zotune.errors import ConfigError, DataError, FunctionError
 from zotune.history.verify import verify
 from zotune.journal import read
@@ -93,12 +94,23 @@ def test_a_run_on_completions(
     assert verify(settings.output_dir, Quiet())["verified"] and notes(own) == imported
 
 
-@pytest.mark.parametrize("family", ["gpt2", "t5"])
-def test_other_families(config: Callable[..., TrainConfig], own: Path, family: str) -> None:
-    """GPT-2 (tied weights) and an encoder-decoder."""
+@pytest.mark.parametrize(("family", "scope"), [("gpt2", "norms"), ("t5", "norms"), ("llama", "lora")])
+def test_other_families(config: Callable[..., TrainConfig], own: Path, family: str, scope: str) -> None:
+    """GPT-2 (tied weights), an encoder-decoder, and adapters."""
     template = "{{ text }}" if family == "t5" else "{{ text }} it was"
-    settings = config(family, **GENERATED, template=template, reward=[f"{own}:short"], steps=2)
+    options = {**GENERATED, "scope": scope, "template": template, "steps": 2}
+    settings = config(family, **options, reward=[f"{own}:short"])
     assert isinstance(train(settings, Quiet())["reward_after"], float)
+
+
+def test_look(config: Callable[..., TrainConfig], answered: Path) -> None:
+    """`zotune data` shows the prompt, and as scored what is right."""
+    found = look(config(**{**GENERATED, "objective": "f1", "completion_column": "answer", "train": answered}))
+    assert found["shape"] == "prompt: its completion is generated and scored" and found["rows"] == 22
+    (first, *_) = found["examples"]
+    assert "".join(text for text, _, _ in first["prompt"]).endswith("it was")
+    row = json.loads(answered.read_text().splitlines()[0])
+    assert [text.strip() for text, _, _ in first["options"][0]] == [row["answer"]]
 
 
 def test_decided(config: Callable[..., TrainConfig]) -> None:

@@ -18,6 +18,11 @@ from typing import Any, final
 
 from zotune.errors import ConfigError, FunctionError
 
+REMEDY = (
+    "Nothing was applied, and no recorded step is lost. Remedy: correct the function; a run goes on with `zotune "
+    "resume --trust-reward`."
+)
+
 
 @final
 @dataclass(frozen=True)
@@ -55,10 +60,8 @@ def find(name: str) -> Named:
 
     This runs the file or module. Raises ConfigError: no such file, module or function, or the import fails.
     """
-    where, found, attribute = name.rpartition(":")
-    if not found:
-        where, found, attribute = name.rpartition(".")
-    if not where or not attribute or (not name.rpartition(":")[1] and name.endswith(".py")):
+    where, _, attribute = name.rpartition(":" if ":" in name else ".")
+    if not where or not attribute or name.endswith(".py"):
         raise ConfigError(f"{name!r} names no function. Remedy: write FILE.py:function or package.module:function.")
     module = _module(where, name)
     function: Any = module
@@ -109,12 +112,6 @@ def call(named: Named, seconds: float, where: str, values: Mapping[str, Any]) ->
             "is lost. Remedy: make it faster, or raise reward_timeout (in a run's config.yaml, which may change)."
         )
     return found[0]
-
-
-REMEDY = (
-    "Nothing was applied, and no recorded step is lost. Remedy: correct the function; a run goes on with `zotune "
-    "resume --trust-reward`."
-)
 
 
 def check_takes(named: Named, names: Sequence[str]) -> None:
