@@ -19,6 +19,7 @@ from zotune.evaluate import evaluate
 from zotune.objective.functions import given
 from zotune.objective.generate import Decoding
 from zotune.objective.generated import Generated
+from zotune.objective.language_model import LanguageModel
 from zotune.objective.reward import Compared, Reward, Weighted
 from zotune.objective.set_metric import SetMetric
 
@@ -226,6 +227,23 @@ def test_a_step(make: Any, make_model: Any) -> None:
         assert float(objective(moved, batch).mean()) == pytest.approx(loss, rel=1e-12)
     with pytest.raises(UserError, match="lanes=on, but completions are generated token by token"):
         zotune.MeZO(model, lr=1e-2, eps=0.3, scope="norms", lanes="on").estimate(objective, batch)
+
+
+def test_after_an_objective_that_rides_in_lanes(make: Any, make_model: Any, tokenizers: Any) -> None:
+    """What was proven with another objective is not taken for this one: the function never sees a stacked batch."""
+    seen: list[int] = []
+
+    def note(completions: list[str]) -> list[float]:
+        seen.append(len(completions))
+        return checksum(completions)
+
+    objective, model = make(reward(note)), make_model("llama")
+    plain = LanguageModel(tokenizers["llama"], "text", 64, "causal")
+    opt = zotune.MeZO(model, lr=1e-3, eps=1e-2, scope="norms")
+    opt.step(plain, plain.collate(plain.encode(ROWS)))
+    assert opt.evaluator.mode == "lanes"
+    opt.step(objective, objective.collate(objective.encode(ROWS)))
+    assert seen == [5, 5]
 
 
 def test_methods_that_need_a_loss_for_each_example(make: Any, make_model: Any) -> None:
