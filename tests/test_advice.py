@@ -53,6 +53,22 @@ def test_flat_objective() -> None:
     assert len(said) == 1 and "flat at this eps" in said[0] and "larger --eps" in said[0]
 
 
+def test_mostly_flat_objective() -> None:
+    """Forty of fifty steps without a slope are called out, though never ten in a row; thirty are not."""
+    flat, sloped = (0.5, 0.5), (0.5, 0.51)
+    assert told(([sloped] * 2 + [flat] * 3) * 20) == []
+    said = told(([sloped] + [flat] * 5) * 20)
+    assert len(said) == 1 and "in 41 of the last 50 steps" in said[0] and "token F1 in place of exact match" in said[0]
+
+
+def test_scores_are_negative_losses() -> None:
+    """A score that rises or stays is no risen loss, one that falls by half is; around 0 noise alone is none."""
+    assert told([(-0.5, -0.51)] * 200) == []
+    assert told([(-0.5 - step / 400, -0.5) for step in range(200)]) == []
+    assert "the loss has risen from" in told([(-0.5 + step / 400, -0.5) for step in range(300)])[0]
+    assert told([(0.2 * math.sin(7 * step), 0.21) for step in range(400)]) == []
+
+
 def test_rising_loss() -> None:
     """A loss that ends a quarter above its beginning is called out once; noise and a fall are not."""
     steady = [(1.0 + 0.1 * (-1) ** step, 1.0) for step in range(300)]

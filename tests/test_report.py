@@ -117,6 +117,15 @@ def test_tables_are_the_metrics(runs: list[Path]) -> None:
         ]  # fmt: skip
 
 
+def test_scores(config: Callable[..., TrainConfig]) -> None:
+    """A run on a score shows it before and after, and does not call its loss nats."""
+    settings = config(objective="macro_f1", scope="norms", eps=0.5, steps=2)
+    found = train(settings, Quiet())
+    texts = Page(page([collect(settings.output_dir)])).texts
+    assert f"{found['macro_f1_after']:.3f}" in texts and "macro f1 on 10 held-out rows" in texts
+    assert any("minus the score" in text for text in texts) and "loss in nats" not in texts
+
+
 def test_curves_are_the_metrics(runs: list[Path]) -> None:
     """The faint line of the loss plot, read back from its pixels, is the loss of each step; so is the accuracy."""
     plots = Page(page([collect(run) for run in runs])).plots()

@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 
+from zotune.cli import main
 from zotune.config import TrainConfig
-from zotune.errors import JournalError, RunError, UserError
+from zotune.errors import ConfigError, JournalError, RunError, UserError
 from zotune.header import check_header
 from zotune.history.branch import branch
+from zotune.history.checkout import checkout
 from zotune.history.undo import undo
 from zotune.history.verify import verify
 from zotune.journal import Journal, StepRecord, read
 from zotune.load import load_model
-from zotune.revisit import log_rows, replay
+from zotune.resolve import resolve
+from zotune.revisit import evaluate_run, log_rows, replay
 from zotune.run import RunFolder, RunPaths
 from zotune.train import resume, train
 from zotune.watch import Quiet
@@ -150,6 +153,42 @@ def test_a_models_own_code_does_not_run(
         with pytest.raises(UserError, match="trust_remote_code cannot be set by a file"):
             act()
     assert not ran.exists()
+
+
+# --- functions that a run names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", ["reward: [{}:f]", "reward: [antigravity:f]", "metric: {}:f"])
+def test_a_runs_reward_is_not_imported(config: Callable[..., TrainConfig], tmp_path: Path, named: str) -> None:
+    """A run whose config names a file or a module of code: no command imports it unasked, also before a first step."""
+    ran, evil = tmp_path / "ran", tmp_path / "own.py"
+    source = f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+    evil.write_text(source + "def f(completions=(), predictions=(), references=()): return [0.0] * len(completions)\n")
+    options = {"label_words": None, "scope": "norms", "max_new_tokens": 2, "completion_column": "text"}
+    train(config(**options, reward=["f1"], steps=2), Quiet())
+    run, begun = config().output_dir, tmp_path / "begun"
+    file = run / "config.yaml"
+    line = named.format(evil)
+    text = file.read_text().replace("reward:\n- f1\n", "reward: null\n")
+    file.write_text(text.replace(f"{line.split(':')[0]}: null\n", line + "\n"))
+    assert line in file.read_text()
+    begun.mkdir()
+    shutil.copy(file, begun)
+    for act in (
+        lambda: resume(run, Quiet()),
+        lambda: resume(begun, Quiet()),
+        lambda: evaluate_run(resolve({}, file), run, Quiet()),
+    ):
+        with pytest.raises(ConfigError, match="names code, .*not run unasked. Remedy: .*--trust-reward"):
+            act()
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", str(run), "--max-new-tokens", "3"])
+    assert replay(run, True, Quiet())["verified"] and verify(run, Quiet())["verified"]
+    checkout(run, 1, tmp_path / "to", Quiet())
+    branch(run, 1, tmp_path / "branch", {})
+    assert not ran.exists() and "antigravity" not in sys.modules
+    if line.startswith("reward: [/"):
+        assert evaluate_run(resolve({}, file), run, Quiet(), trust_reward=True)["reward"] == 0 and ran.exists()
 
 
 # --- files that a run or a model names --------------------------------------------------------------------------------

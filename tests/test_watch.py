@@ -138,6 +138,22 @@ def test_eval_without_accuracy() -> None:
     assert stream.getvalue() == "evaluation after 0 steps: loss 2.5000, 3 examples\n"
 
 
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"f1": 0.25, "low": 0.2, "high": 0.3, "loss": -0.25}, "F1 25.0 % (95 % interval 20.0 to 30.0), loss -0.2500"),
+        ({"macro_f1": 0.5, "loss": -0.5}, "macro F1 50.0 %, loss -0.5000"),
+        ({"reward": 3.5, "low": 3, "high": 4, "loss": -3.5}, "reward 3.5000 (95 % interval 3.000 to 4.000), loss -3.5"),
+        ({"metric": 0.125, "loss": -0.125}, "metric 0.1250, loss -0.1250"),
+    ],
+)
+def test_eval_of_a_score(result: dict[str, float], said: str) -> None:
+    """Shares of 1 as per cent, rewards and metrics on their own scale; an interval where there is one."""
+    stream = io.StringIO()
+    Console(stream, Clock(), {}).eval(2, result | {"examples": 3})
+    assert stream.getvalue().startswith(f"evaluation after 2 steps: {said}")
+
+
 def test_default_stream_is_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing goes to stdout."""
     Console().say("hello")

@@ -24,7 +24,7 @@ NEVER_FROM_FILE = ("trust_remote_code",)
 # Where things lie and what computes them: a run may be moved. All other options stay what the run began with.
 PLACES = (
     "model", "train", "eval", "data_dir", "output_dir", "device", "threads", "parallel", "check_every", "track",
-    "trust_remote_code",
+    "reward_timeout", "trust_remote_code",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
@@ -76,6 +76,21 @@ class TrainConfig:
         list[str] | None, Opt("One word per label, comma separated. Without: language modelling.")
     ] = None
     labels: Annotated[list[str | int] | None, Opt("Label values in the order of the words. Default: sorted.")] = None
+    objective: Annotated[
+        Literal["likelihood", "accuracy", "macro_f1", "f1", "exact_match"] | None,
+        Opt("A score to train on. Default: the likelihood of what is right."),
+    ] = None
+    reward: Annotated[
+        list[str] | None, Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, exact_match.")
+    ] = None
+    reward_weights: Annotated[list[float] | None, Opt("One weight per reward. Default: 1 each.")] = None
+    reward_timeout: Annotated[float, Opt("Seconds that a call of a reward or metric may take.", gt=0)] = 60.0
+    metric: Annotated[str | None, Opt("Score of a whole batch of completions: FILE.py:NAME.")] = None
+    max_new_tokens: Annotated[int, Opt("Tokens that a completion may have.", ge=1)] = 50
+    temperature: Annotated[float, Opt("Of sampled completions; 0: greedy.", ge=0)] = 0.0
+    stop: Annotated[
+        list[str] | None, Opt("Texts that end a completion. Default for f1 and exact_match: a line end.")
+    ] = None
     method: Annotated[str, Opt("Method; `zotune methods` lists them.")] = "mezo"
     method_args: Annotated[dict[str, Any], Opt("Further arguments of the method.")] = field(default_factory=dict)
     lr: Annotated[float | None, Opt("Learning rate. Default: the method's.", ge=0)] = None
@@ -151,6 +166,7 @@ class TrainConfig:
         if self.labels is not None and self.label_words is None:
             raise ConfigError("labels needs label_words. Remedy: give one word per label in label_words.")
         self._check_task()
+        self._check_objective()
 
     def _check_task(self) -> None:
         """A run has a file of rows or a task, and the options of the one it has."""
@@ -166,6 +182,40 @@ class TrainConfig:
         if given:
             raise ConfigError(f"{given[0]} needs a task. Remedy: give --task NAME, or leave {flag(given[0])} out.")
 
+    @property
+    def generates(self) -> bool:
+        """Whether completions are generated and scored."""
+        return self.reward is not None or self.metric is not None or self.objective in ("f1", "exact_match")
+
+    def _check_objective(self) -> None:
+        """One way to score, and only the options that it has."""
+        named = [name for name in ("reward", "metric", "objective") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ConfigError(f"{named[0]} and {named[1]} were given. Remedy: leave one of them out.")
+        if self.reward is not None and not self.reward:
+            raise ConfigError("reward names no function. Remedy: --reward FILE.py:NAME.")
+        if self.reward and self.reward_weights and len(self.reward_weights) != len(self.reward):
+            raise ConfigError(
+                f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards. Remedy: one for each."
+            )
+        if "" in (self.stop or ()):
+            raise ConfigError("stop holds an empty text, which ends every completion. Remedy: leave it out.")
+        if self.generates and self.label_words is not None:
+            raise ConfigError(
+                "label_words are compared, not generated. Remedy: leave --label-words out, or --objective accuracy."
+            )
+        if self.generates and self.data_format not in (None, "completion"):
+            raise ConfigError(
+                f"rows of shape {self.data_format} have no prompt to complete. Remedy: leave --data-format out, and "
+                "give --template for columns other than 'prompt'."
+            )
+        whole = self.metric is not None or self.objective == "macro_f1"
+        if whole and self.micro_batch_size not in (None, self.batch_size):
+            raise ConfigError(
+                f"{'metric' if self.metric else 'objective macro_f1'} scores a whole batch, which micro_batch_size "
+                f"{self.micro_batch_size} would split. Remedy: leave --micro-batch-size out."
+            )
+
     def as_dict(self) -> dict[str, Any]:
         """The options as plain values (paths as strings), in the order of the class."""
         return {
@@ -174,8 +224,10 @@ class TrainConfig:
         }
 
     def course(self) -> dict[str, Any]:
-        """The options that decide what a run computes: all but PLACES."""
-        return {name: value for name, value in self.as_dict().items() if name not in PLACES}
+        """The options that decide what a run computes: all but PLACES, and files of functions without their folder."""
+        values = {name: value for name, value in self.as_dict().items() if name not in PLACES}
+        values["reward"] = None if self.reward is None else [_unplaced(name) for name in self.reward]
+        return values | {"metric": None if self.metric is None else _unplaced(self.metric)}
 
     def to_yaml(self) -> str:
         """All options as YAML that `read_file` takes again. What no file may set is left out."""
@@ -194,6 +246,8 @@ class TrainConfig:
             eval=self.eval and self.eval.resolve(),
             task=str(Path(self.task).resolve()) if self.task and Path(self.task).is_file() else self.task,
             data_dir=self.data_dir and self.data_dir.resolve(),
+            reward=None if self.reward is None else [_placed(name) for name in self.reward],
+            metric=None if self.metric is None else _placed(self.metric),
             output_dir=self.output_dir.resolve(),
         )
 
@@ -235,6 +289,18 @@ def file_schema(arguments: Mapping[str, str]) -> dict[str, Any]:
         del found["properties"][name]
     found["properties"] |= {name: {"description": said} for name, said in arguments.items()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": "zotune config"}
+
+
+def _placed(function: str) -> str:
+    """FILE.py:NAME with the whole path of the file; other names of functions unchanged."""
+    path, colon, name = function.rpartition(":")
+    return f"{Path(path).resolve()}:{name}" if colon and path.endswith(".py") else function
+
+
+def _unplaced(function: str) -> str:
+    """FILE.py:NAME without folders; other names of functions unchanged."""
+    path, colon, name = function.rpartition(":")
+    return f"{Path(path).name}:{name}" if colon and path.endswith(".py") else function
 
 
 def flag(name: str) -> str:

@@ -47,3 +47,9 @@ class CoverageError(UserError):
 
 class Terminated(BaseException):
     """SIGTERM arrived. No Exception, so that no handler of errors takes it for one."""
+
+
+class FunctionError(UserError):
+    """A reward or metric of the user raised, hung, or returned what is no score. The step was not applied."""
+
+    exit_code = 9

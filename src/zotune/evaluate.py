@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zotune.errors import DataError
 from zotune.objective.base import Batch, Example, Objective, to_device
@@ -19,6 +19,8 @@ Within = Callable[[int, Batch], AbstractContextManager[None]]
 
 # Two-sided 95 % point of the normal distribution.
 _Z = 1.959963984540054
+# Scores of an example that lie within 0..1.
+_BOUNDED = ("f1", "exact_match")
 
 
 @final
@@ -27,7 +29,8 @@ class Evaluation:
     """loss: mean over examples, nats.
 
     accuracy, correct, and low..high (Wilson's 95 % interval of the accuracy) are None without labels.
-    f1: mean token F1 of generated answers, 0..1, with low..high from its spread; None for other metrics.
+    score: the objective's metric where that is no accuracy: a mean over examples (f1, exact_match, reward) with
+    low..high from its spread, or one number of the whole set (macro_f1, metric) without; metric: its name.
     """
 
     loss: float
@@ -36,12 +39,13 @@ class Evaluation:
     examples: int
     low: float | None
     high: float | None
-    f1: float | None = None
+    score: float | None = None
+    metric: str = "accuracy"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: loss, accuracy, examples, low, high; f1 where it was measured."""
+        """Plain values: loss, accuracy, examples, low, high; the score under its metric's name where there is one."""
         found = {key: getattr(self, key) for key in ("loss", "accuracy", "examples", "low", "high")}
-        return found if self.f1 is None else found | {"f1": self.f1}
+        return found if self.score is None else found | {self.metric: self.score}
 
 
 def evaluate(
@@ -58,7 +62,7 @@ def evaluate(
     lengths = objective.lengths(examples)
     order = sorted(range(len(examples)), key=lengths.__getitem__)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    total, found = 0.0, []
+    total, found = 0.0, list[Any]()
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
             batch = to_device(objective.collate([examples[i] for i in order[start : start + batch_size]]), device)
@@ -66,23 +70,31 @@ def evaluate(
                 losses, right = objective.judge(model, batch)
             total += sum(losses.tolist())
             if right is not None:
-                found += right.tolist()
+                found += right.tolist() if isinstance(right, Tensor) else right
     loss, count = total / len(examples), len(examples)
+    if objective.set_level:
+        in_order = [found[place] for place in sorted(range(count), key=order.__getitem__)]
+        score = objective.over_set(in_order)
+        return Evaluation(-score, None, None, count, None, None, score, objective.metric)
     if not found:
         return Evaluation(loss, None, None, count, None, None)
-    if objective.metric == "f1":
-        return Evaluation(loss, None, None, count, *_around(found), f1=sum(found) / count)
+    if objective.metric != "accuracy":
+        mean, bounded = sum(found) / len(found), objective.metric in _BOUNDED
+        return Evaluation(loss, None, None, count, *_around(found, bounded), mean, objective.metric)
     correct = sum(found)
     return Evaluation(loss, correct / count, correct, count, *wilson(correct, count))
 
 
-def _around(scores: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of a mean of scores within 0..1, from their spread; all of 0..1 for a single score."""
+def _around(scores: Sequence[float], bounded: bool) -> tuple[float | None, float | None]:
+    """A 95 % interval of a mean of scores, from their spread; within 0..1 where the scores are.
+
+    For a single score all of 0..1, or nothing.
+    """
     mean, n = sum(scores) / len(scores), len(scores)
     if n < 2:
-        return 0.0, 1.0
+        return (0.0, 1.0) if bounded else (None, None)
     spread = _Z * sqrt(sum((score - mean) ** 2 for score in scores) / (n - 1) / n)
-    return max(0.0, mean - spread), min(1.0, mean + spread)
+    return (max(0.0, mean - spread), min(1.0, mean + spread)) if bounded else (mean - spread, mean + spread)
 
 
 def wilson(correct: int, examples: int) -> tuple[float, float]:

@@ -190,7 +190,8 @@ class Evaluator:
 
     def _together(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> Tensor:
         """One forward for all points where that is proven, else one each."""
-        if self.mode == "lanes" and (len(points) > 1 or points[0].each):
+        together = not getattr(objective, "one_at_a_time", "")
+        if self.mode == "lanes" and together and (len(points) > 1 or points[0].each):
             before = self.forwards
             try:
                 return self._lanes(objective, batch, points, within)
@@ -306,6 +307,9 @@ class Evaluator:
             self.reason = "one point per forward"
             return
         try:
+            refused = getattr(objective, "one_at_a_time", "")
+            if refused:
+                raise LaneUnsupported(refused)
             self._prove(objective, batch, group, within)
         except (LaneUnsupported, RuntimeError) as unsupported:
             # Shapes that do not fit together are the model's own RuntimeError; one point at a time they may fit.

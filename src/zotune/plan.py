@@ -18,6 +18,7 @@ from torch import nn
 
 from zotune.calibrate import Machine, calibrate
 from zotune.config import TrainConfig
+from zotune.errors import ConfigError
 from zotune.journal import HashRecord, StepRecord
 from zotune.kernels import fast_for
 from zotune.load import meta_model
@@ -56,6 +57,11 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
     and, with the folder of a finished `run`, what that run measured. Raises what `zotune train` would raise for the
     same options.
     """
+    if config.generates:
+        raise ConfigError(
+            "how long completions become is not known before they are generated, so such a run cannot be planned. "
+            "Remedy: try a few --steps; memory is little more than that of the same run on --completion-column."
+        )
     device = _device(config)
     session = Session(config, model=meta_model(config))
     optimizer = _built(session, watch)

@@ -20,7 +20,7 @@ from zotune.durable import write_file
 from zotune.errors import RunError
 from zotune.report_data import RunData, collect
 from zotune.report_style import STYLE
-from zotune.watch import duration, size
+from zotune.watch import SCORES, duration, size
 
 _POINTS = 600  # of a line; longer runs are averaged over that many groups of steps
 
@@ -83,6 +83,9 @@ def _cards(runs: Sequence[RunData]) -> str:
         if last.get("accuracy") is not None:
             main = f"{_percent(first['accuracy'])} → <b>{_percent(last['accuracy'])}</b>"
             below = f"accuracy on {last['examples']:,} held-out rows, 95 % interval {_interval(last)}"
+        elif name := next((key for key in SCORES if last.get(key) is not None), None):
+            main = f"{_number(first.get(name, math.nan)):.3f} → <b>{_number(last[name]):.3f}</b>"
+            below = f"{name.replace('_', ' ')} on {last['examples']:,} held-out rows"
         elif last:
             main = f"{first['loss']:.4f} → <b>{last['loss']:.4f}</b>"
             below = f"loss on {last['examples']:,} held-out rows"
@@ -101,7 +104,9 @@ def _loss_plot(runs: Sequence[RunData]) -> str:
     curves = [_grouped([(row["step"], _number(row["loss"])) for row in run.steps]) for run in runs]
     points = [[(row["step"], _number(row["loss"])) for row in run.evals] for run in runs]
     values = [y for curve in (*curves, *points) for _, y in curve]
-    plot = Plot((0, _most_steps(runs)), bounds(values), "step", "loss in nats")
+    scored = any(run.config.get(name) for run in runs for name in ("reward", "metric", "objective"))
+    unit = "loss (minus the score)" if scored else "loss in nats"
+    plot = Plot((0, _most_steps(runs)), bounds(values), "step", unit)
     for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
         plot.line(*_columns(curve), index, f"{run.name} loss", faint=True)
     for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):

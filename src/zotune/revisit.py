@@ -16,6 +16,8 @@ from zotune.journal import read as read_journal
 from zotune.load import load_model, load_tokenizer
 from zotune.model_folder import refuse_filled, save_folder
 from zotune.nonfinite import mean_loss
+from zotune.objective.from_config import functions_of_run
+from zotune.objective.functions import Functions
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import apply, rebuild
 from zotune.resolve import config_of
@@ -54,12 +56,17 @@ def replay(
     return {**found, "journal_bytes": paths.journal.stat().st_size, "seconds": time.perf_counter() - begun}
 
 
-def evaluate_run(config: TrainConfig, run: str | Path | None, watch: Watch) -> dict[str, Any]:
-    """Accuracy and loss on `config.eval`: of the weights that a run's journal leads to, or of the bare model.
+def evaluate_run(
+    config: TrainConfig, run: str | Path | None, watch: Watch, trust_reward: bool = False
+) -> dict[str, Any]:
+    """Accuracy (or what else the objective measures) and loss on `config.eval`: of the weights that a run's journal
+    leads to, or of the bare model.
 
-    `config` is the run's own, with other evaluation rows perhaps. The run folder is only read.
+    `config` is the run's own, with other evaluation rows perhaps; functions that it names are imported for a bare
+    model, and for a run only with `trust_reward`. The run folder is only read.
     """
-    session, steps = Session(config, training=False), 0
+    functions = functions_of_run(config, trust_reward or run is None, Functions())
+    session, steps = Session(config, training=False, functions=functions), 0
     if run is not None:
         steps = replay_onto(RunPaths(run).check(), session.model, watch)["steps"]
     found = session.evaluate()

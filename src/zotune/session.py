@@ -20,6 +20,8 @@ from zotune.load import device_of, load_model, load_tokenizer, make_objective
 from zotune.methods import METHODS, accepts
 from zotune.nonfinite import replay_step, skipped
 from zotune.objective.base import Batch, Example, Objective, to_device
+from zotune.objective.from_config import find_functions
+from zotune.objective.functions import Functions
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import scope_sha256
 from zotune.records import StepRecord
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 class Session:
     """What one run works with, built from its config; nothing is written. `begin` adds what training needs.
 
-    `model` stands for the one that the config names: one without weights, to plan with. `group`: the processes that
-    train together.
+    `model` stands for the one that the config names: one without weights, to plan with. `functions` are the rewards or
+    the metric that the config names: without them they are imported, which runs their code. `group`: the processes
+    that train together.
     """
 
     optimizer: ZerothOrder
@@ -46,6 +49,7 @@ class Session:
         config: TrainConfig,
         model: nn.Module | None = None,
         training: bool = True,
+        functions: Functions | None = None,
         group: Group | None = None,
     ) -> None:
         if config.method not in METHODS:
@@ -53,6 +57,7 @@ class Session:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, self.scope, self.group = config, config.scope, group
+        self.functions = find_functions(config) if functions is None else functions
         source = load_source(config, training)
         self.train_sha256 = source.train.sha256 if source.train else ""
         self.eval_sha256 = source.eval.sha256 if source.eval else ""
@@ -60,7 +65,7 @@ class Session:
         tokenizer = load_tokenizer(config)
         self.model: nn.Module = load_model(config) if model is None else model
         self.device = device_of(config)
-        self.objective = make_objective(config, tokenizer, self.model, source)
+        self.objective = make_objective(config, tokenizer, self.model, source, self.functions)
         # The training rows first: they fix which labels there are.
         self.examples = _encode(self.objective, source.train) if source.train else []
         self.eval_examples = _encode(self.objective, source.eval) if source.eval else None
@@ -74,11 +79,19 @@ class Session:
         self._divide()
         self.scope = self._located()
         self.build()
+        if self.objective.set_level and self.optimizer.estimator.per_example:
+            raise ConfigError(
+                f"{config.method} needs a loss for each example, and {self.objective.says} is one number for a batch. "
+                "Remedy: another method, or a score of each example."
+            )
         self.reuse = Reuse(self.optimizer.perturber, config.reuse_mb << 20)
         # Always the run's first batch and the base weights, so that a resumed run decides as the first one did.
         first = units_of_step(len(self.units), self.units_per_step, config.seed, 0)[0]
         batch, points = self.batch(first), self.optimizer.estimator.points(config.seed, 0)
-        self.reuse.prepare(self.objective, batch, next(point for point in points if point.scale))
+        if self.objective.one_forward:
+            self.reuse.prepare(self.objective, batch, next(point for point in points if point.scale))
+        else:
+            self.reuse.reason = "a loss takes several forwards"
         within = self.reuse.within(self.objective, batch, first)
         if self.optimizer.direction.reads_inputs:  # what is decided must be what the steps draw
             self.optimizer.look(self.objective, batch, within)
@@ -152,7 +165,7 @@ class Session:
         for unit in units_of_step(len(self.units), self.units_per_step, self.config.seed, step):
             if parallel is not None and parallel.elsewhere(len(self.units[unit]), points):
                 continue
-            batch = self.batch(unit)
+            batch = self.batch(unit) | {"step": step}
             self.optimizer.estimate(self.objective, batch, within=self.reuse.within(self.objective, batch, unit))
         self.optimizer.step()
 
@@ -160,7 +173,7 @@ class Session:
         """Apply a recorded step; a method that reads the layers' inputs is shown those of the step's first unit."""
         if self.optimizer.direction.reads_inputs and not skipped(record):
             unit = units_of_step(len(self.units), self.units_per_step, self.config.seed, record.step)[0]
-            batch = self.batch(unit)
+            batch = self.batch(unit) | {"step": record.step}
             # With what is reused, as the step itself ran.
             self.optimizer.look(self.objective, batch, self.reuse.within(self.objective, batch, unit))
         replay_step(self.optimizer, record)
@@ -191,6 +204,7 @@ class Session:
             "train_sha256": self.train_sha256,
             "eval_sha256": self.eval_sha256,
             "config": self.config.course(),
+            **({"functions": sources} if (sources := {f.short: f.sha256 for f in self.functions.all()}) else {}),
         }
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ from zotune.errors import RunError
 from zotune.journal import HashRecord, Journal, StepRecord
 from zotune.machine import peak_memory_bytes
 from zotune.nonfinite import Skips, mean_loss, skipped
+from zotune.objective.from_config import functions_of_run, given_functions
+from zotune.objective.functions import Functions
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import current_sha256, steps_of
 from zotune.resolve import config_of, resolve
@@ -40,16 +44,33 @@ if TYPE_CHECKING:
 _CARRIED = "carried:"
 
 
-def train(config: TrainConfig, watch: Watch, group: Group | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    watch: Watch,
+    rewards: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
+    metric: Callable[..., Any] | None = None,
+    group: Group | None = None,
+) -> dict[str, Any]:
     """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds and, with
-    held-out rows, accuracy_before and accuracy_after (None for a language-model loss), loss_before and loss_after.
+    held-out rows, accuracy_before and accuracy_after (None where something else is measured), loss_before, loss_after,
+    and so on for f1, exact_match, macro_f1, reward or metric.
 
+    `rewards` or `metric` are functions in place of those that a config can name; code that it names is imported.
     `group`: the processes that share the work; all of them call this, and process 0 alone writes.
     Raises UserError (a subclass) for anything the user can mend; what was recorded stays and can be resumed.
     """
+    passed = given_functions(rewards, metric)
+    if passed.reward:
+        config = replace(config, reward=[each.name for each in passed.reward])
+    if passed.metric is not None:
+        config = replace(config, metric=passed.metric.name)
+    return _begin(config, watch, passed if passed.all() else None, group)
+
+
+def _begin(config: TrainConfig, watch: Watch, functions: Functions | None, group: Group | None) -> dict[str, Any]:
     config = config.absolute()
     with _created(config, group) as folder:
-        session = Session(config, group=group).begin()
+        session = Session(config, functions=functions, group=group).begin()
         header = _agreed(session)
         if added_by(config.scope) == "prefix" and isinstance(folder, RunFolder):
             write_start(folder.paths.start, session.model)
@@ -61,26 +82,40 @@ def train(config: TrainConfig, watch: Watch, group: Group | None = None) -> dict
 
 
 def resume(
-    run: str | Path, watch: Watch, trust_remote_code: bool = False, group: Group | None = None
+    run: str | Path,
+    watch: Watch,
+    trust_remote_code: bool = False,
+    trust_reward: bool = False,
+    rewards: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
+    metric: Callable[..., Any] | None = None,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Continue an interrupted run to its last step; returns what `train` returns. A finished run changes nothing.
 
+    Functions that the run's config names are imported only with `trust_reward`; `rewards` or `metric` stand for them.
     With a `group`, process 0 reads the run and tells the others. Raises RunError when the base model, the rows or the
     config are no longer those of the run.
     """
     paths = RunPaths(run)
+    passed = given_functions(rewards, metric)
     if group is not None and group.rank:
-        return _follow(paths, watch, trust_remote_code, group)
+        return _follow(
+            paths, watch, trust_remote_code, lambda config: functions_of_run(config, trust_reward, passed), group
+        )
     paths.refuse_links()
     if paths.config.exists() and not paths.journal.exists():
         if paths.holds_run():
             raise RunError(f"{paths.folder} has lost its {paths.journal.name}. Remedy: restore it from a copy.")
         watch.say("The run was stopped before its first step: it starts anew.")
+        config = config_of(paths, trust_remote_code)
+        functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
-        return train(config_of(paths, trust_remote_code), watch, group)
+        return _begin(config, watch, functions, group)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
+        config = config_of(paths, trust_remote_code)
+        functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
-        return _continue(config_of(paths, trust_remote_code), folder, journal, watch, group)
+        return _continue(config, folder, journal, watch, functions, group)
 
 
 def _tell(group: Group | None, paths: RunPaths) -> None:
@@ -90,17 +125,33 @@ def _tell(group: Group | None, paths: RunPaths) -> None:
         tell(group, paths)
 
 
-def _follow(paths: RunPaths, watch: Watch, trust_remote_code: bool, group: Group) -> dict[str, Any]:
+def _follow(
+    paths: RunPaths,
+    watch: Watch,
+    trust_remote_code: bool,
+    functions_of: Callable[[TrainConfig], Functions],
+    group: Group,
+) -> dict[str, Any]:
     """`resume` in a process that writes nothing: the run is what process 0 tells of it."""
     from zotune.distributed.follower import told
 
     values, folder, journal = told(group, paths)
     config = resolve({**values, "output_dir": paths.folder, "trust_remote_code": trust_remote_code})
-    return train(config, watch, group) if journal is None else _continue(config, folder, journal, watch, group)
+    functions = functions_of(config)
+    if journal is None:
+        return _begin(config, watch, functions, group)
+    return _continue(config, folder, journal, watch, functions, group)
 
 
-def _continue(config: TrainConfig, folder: Folder, journal: Log, watch: Watch, group: Group | None) -> dict[str, Any]:
-    session = Session(config, group=group).begin()
+def _continue(
+    config: TrainConfig,
+    folder: Folder,
+    journal: Log,
+    watch: Watch,
+    functions: Functions | None,
+    group: Group | None,
+) -> dict[str, Any]:
+    session = Session(config, functions=functions, group=group).begin()
     header = _agreed(session)
     check_same(journal.header, header, folder.paths)
     _say_versions(journal.header, header, watch)
@@ -289,14 +340,23 @@ def _before_and_after(folder: Folder) -> dict[str, Any]:
     rows = [row["eval"] for row in folder.metrics() if row.get("eval")]
     if not rows:
         return {}
-    keys = ("accuracy", "loss", "low", "high", *(["f1"] if "f1" in rows[0] else []))
-    both = {f"{key}_{when}": found[key] for key in keys for when, found in (("before", rows[0]), ("after", rows[-1]))}
+    named = ("accuracy", "loss", "low", "high")
+    keys = (*named, *(key for key in rows[0] | rows[-1] if key not in (*named, "examples")))
+    both = {
+        f"{key}_{when}": found.get(key) for key in keys for when, found in (("before", rows[0]), ("after", rows[-1]))
+    }
     return both | {"eval_examples": rows[-1]["examples"]}
 
 
 def _say_versions(recorded: dict[str, Any], now: dict[str, Any], watch: Watch) -> None:
     """Another version may round otherwise: the recorded hashes still decide, but the reason should be known before."""
     other = [f"{key} {recorded[key]} (now {now[key]})" for key in ("zotune", "torch") if recorded.get(key) != now[key]]
+    before, after = recorded.get("functions", {}), now.get("functions", {})
+    changed = [name for name in after if before.get(name) != after[name]]
+    if changed:
+        watch.say(
+            f"The code of {', '.join(changed)} has changed since the run began: its steps to come follow the new."
+        )
     if other:
         watch.say(f"The run began with {', '.join(other)}: its steps to come may differ in their last bits.")
 
@@ -321,6 +381,7 @@ def _say(session: Session, watch: Watch) -> None:
             "trained": f"{count:,} parameters (scope {session.scope})",
             "data": f"{len(session.examples):,} examples in {len(session.units):,} fixed batches",
             "rows": session.data,
+            **({"objective": session.objective.says} if session.objective.says else {}),
             "step": f"{forwards * session.units_per_step} forwards, {together}",
             "reused": f"{reuse.depth} blocks below the scope run once per batch"
             if reuse.depth

@@ -12,6 +12,10 @@ from typing import Protocol, TextIO, final
 
 PLAIN_SECONDS = 5.0  # between two lines without a terminal
 LIVE_SECONDS = 0.1  # between two drawings of the live line
+# What an evaluation may say beside the accuracy: shares of 1, and numbers on a scale of their own.
+_SHARES = {"accuracy": "accuracy", "f1": "F1", "exact_match": "exact match", "macro_f1": "macro F1"}
+_NUMBERS = ("reward", "metric")
+SCORES = (*list(_SHARES)[1:], *_NUMBERS)
 SMOOTHING = 0.1  # weight of the newest step in the rate
 
 
@@ -31,7 +35,7 @@ class Watch(Protocol):
         """
 
     def eval(self, step: int, result: Mapping[str, float]) -> None:
-        """An evaluation after `step` steps: `accuracy` or `f1`, `loss`, `low`, `high`, `examples`."""
+        """An evaluation after `step` steps: `accuracy` or another metric, `loss`, `low`, `high`, `examples`."""
 
 
 @final
@@ -103,13 +107,17 @@ class Console:
     def eval(self, step: int, result: Mapping[str, float]) -> None:
         """The result of an evaluation on a line of its own."""
         parts = []
-        for key, name in (("accuracy", "accuracy"), ("f1", "F1")):
+        low, high = result.get("low"), result.get("high")
+        for key, name in _SHARES.items():
             if result.get(key) is None:
                 continue
-            interval = ""
-            if result.get("low") is not None and result.get("high") is not None:
-                interval = f" (95 % interval {100 * result['low']:.1f} to {100 * result['high']:.1f})"
+            interval = "" if low is None or high is None else f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
             parts.append(f"{name} {100 * result[key]:.1f} %{interval}")
+        for key in _NUMBERS:
+            if result.get(key) is None:
+                continue
+            interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"
+            parts.append(f"{key} {result[key]:.4f}{interval}")
         if result.get("loss") is not None:
             parts.append(f"loss {result['loss']:.4f}")
         if result.get("examples") is not None:

@@ -13,9 +13,10 @@ def test_resume(cli: Any, fakes: Any, run_folder: Path) -> None:
     outcome = cli("resume", run_folder, "--json")
     assert json.loads(outcome.stdout) == fakes.results["resume"]
     (name, arguments, named) = fakes.calls[-1]
-    assert name == "resume" and arguments[0] == run_folder and named == {"trust_remote_code": False, "group": None}
-    assert cli("resume", run_folder, "--trust-remote-code").code == 0
-    assert fakes.calls[-1][2] == {"trust_remote_code": True, "group": None}
+    assert name == "resume" and arguments[0] == run_folder
+    assert named == {"trust_remote_code": False, "trust_reward": False, "group": None}
+    assert cli("resume", run_folder, "--trust-remote-code", "--trust-reward").code == 0
+    assert fakes.calls[-1][2] == {"trust_remote_code": True, "trust_reward": True, "group": None}
 
 
 def test_resume_needs_a_run(cli: Any, fakes: Any, tmp_path: Path) -> None:

@@ -32,10 +32,16 @@ TASK = {
     "eval_split": "dev",
 }  # fmt: skip
 
+REWARDED = {
+    "reward": "r.py:one,f1", "reward_weights": "1,0.5", "reward_timeout": "5", "max_new_tokens": "8",
+    "temperature": "0.7", "stop": "\\n,END",
+}  # fmt: skip
+ALONE = ({"objective": "accuracy"}, {"metric": "m.py:bleu"})
+
 
 def test_every_option_has_its_flag(cli: Any, fakes: Any) -> None:
     """Each option given as a flag arrives in the config; those of tasks have a test of their own."""
-    assert set(GIVEN) | set(TASK) | {"calibrated"} == set(OPTIONS) - {
+    assert set(GIVEN) | set(TASK) | set(REWARDED) | {"objective", "metric", "calibrated"} == set(OPTIONS) - {
         "completion_column",
         "method_args",
         "track",  # opens trackers: tests/test_track.py
@@ -62,6 +68,23 @@ def test_every_option_of_a_task_has_its_flag(cli: Any, fakes: Any) -> None:
     values: dict[str, Any] = TASK
     assert config == TrainConfig(model="m", output_dir=Path("out"), calibrated=True, **values).absolute()
     assert (config.train, config.shots, config.calibrated) == (None, 16, True) and config.data_dir.is_absolute()
+
+
+@pytest.mark.parametrize("given", [REWARDED, *ALONE], ids=lambda given: next(iter(given)))
+def test_every_option_of_a_score_has_its_flag(cli: Any, fakes: Any, given: dict[str, str]) -> None:
+    """Functions by name, numbers as numbers, files with their whole path; a written line end is one."""
+    flags = [word for name, value in given.items() for word in (flag(name), value)]
+    outcome = cli("train", *BASE, *flags)
+    assert outcome.code == 0, outcome.stderr
+    (config, _), _ = next(call[1:] for call in fakes.calls if call[0] == "train")
+    if given is REWARDED:
+        assert config.reward == [f"{Path('r.py').resolve()}:one", "f1"] and config.reward_weights == [1.0, 0.5]
+        assert (config.reward_timeout, config.max_new_tokens, config.temperature) == (5.0, 8, 0.7)
+        assert config.stop == ["\n", "END"]
+        assert config.course()["reward"] == ["r.py:one", "f1"]
+    else:
+        assert config.objective == given.get("objective")
+        assert config.metric == (f"{Path('m.py').resolve()}:bleu" if "metric" in given else None)
 
 
 def test_help_lists_every_flag_and_choice(cli: Any) -> None:

@@ -34,6 +34,10 @@ def config(**options: Any) -> TrainConfig:
         ({"question": "x", "choices": {}, "answerKey": "A", "id": "q"}, {}, "choices"),
         ({"input_ids": [1], "labels": [1]}, {}, "tokens"),
         ({"input_ids": [1]}, {}, "tokens"),
+        ({"prompt": "x"}, {"objective": "f1"}, "prompt"),
+        ({"prompt": "x", "completion": "y", "text": "z"}, {"reward": ["a:b"]}, "prompt"),
+        ({"text": "x"}, {"metric": "a:b"}, "prompt"),
+        ({"review": "x"}, {"template": "{{ review }}", "reward": ["a:b"]}, "prompt"),
         # What is asked for wins.
         ({"text": "x", "messages": []}, {"data_format": "messages"}, "messages"),
         ({"text": "x", "messages": []}, {"data_format": "text"}, "text"),
@@ -65,6 +69,12 @@ def test_shape(row: dict[str, Any], options: dict[str, Any], shape: str) -> None
         ({"prompt": "x", "chosen": "y", "rejected": "z"}, {}, "preference pairs .* Remedy: give the chosen answers"),
         ({"chosen": [], "rejected": []}, {}, "preference pairs"),
         ({"review": "x"}, {}, "Row 1 has no column 'text'; columns found: review. They fit no shape .*--text-column"),
+        (
+            {"prompt": "x", "answer": "y"},
+            {},
+            "a prompt and nothing to follow it. Remedy: .*--reward",
+        ),
+        ({"question": "x"}, {"objective": "f1"}, "no column 'prompt' to complete; columns found: question. Remedy"),
         ({}, {}, "columns found: none"),
         ({"question": "x", "answer": "y"}, {}, "fit no shape .*choices: question, choices, answer"),
         ({"text": "x"}, {"data_format": "messages"}, "shape messages needs the column 'messages'; columns found: text"),

@@ -174,8 +174,8 @@ def test_f1_of_generated_answers(make: Any, make_model: Any, tokenizers: Any) ->
         said = tokenizers["llama"].decode(out[0, len(example.prompt) :], skip_special_tokens=True)
         assert score == pytest.approx(answer_f1(said.split("\n")[0].strip(), ["fine", "a mess"]))
     found = evaluate(model, measure, examples, 2)
-    assert found.f1 == pytest.approx(float(scores.mean())) and found.accuracy is None
-    assert found.low <= found.f1 <= found.high and found.as_dict()["f1"] == found.f1
+    assert found.score == pytest.approx(float(scores.mean())) and found.accuracy is None
+    assert found.low <= found.score <= found.high and found.as_dict()["f1"] == found.score
 
 
 @pytest.mark.parametrize(("name", "rows"), [*((name, ROWS) for name in [*CAUSAL, "t5"]), ("llama", SINGLE)])

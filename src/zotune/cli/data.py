@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 NAMES = (
     "model", "data_format", "text_column", "label_column", "completion_column", "template", "label_words", "labels",
-    "task", "data_dir", "data_seed", "shots", "train_rows", "max_length", "trust_remote_code",
+    "objective", "max_new_tokens", "task", "data_dir", "data_seed", "shots", "train_rows", "max_length",
+    "trust_remote_code",
 )  # fmt: skip
 
 

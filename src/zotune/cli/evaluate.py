@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zotune.cli.frame import Json, Session, execute
+from zotune.cli.frame import Json, Session, TrustReward, execute
 from zotune.cli.options import values_of, with_options
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError
@@ -16,6 +16,7 @@ from zotune.run import RunPaths
 NAMES = (
     "model", "eval", "data_format", "text_column", "label_column", "completion_column", "template", "label_words",
     "labels", "task", "data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "calibrated",
+    "objective", "reward", "reward_weights", "reward_timeout", "metric", "max_new_tokens", "temperature", "stop",
     "eval_batch_size", "max_length", "dtype", "device", "threads", "trust_remote_code",
 )  # fmt: skip
 
@@ -26,16 +27,19 @@ def command(
         Path | None,
         typer.Argument(metavar="[RUN]", help="Folder of a run.", show_default=False),
     ] = None,
+    trust_reward: TrustReward = False,
     as_json: Json = False,
     **given: Any,
 ) -> None:
     """Score a run on held-out rows. Without a run: the model of --model as it is (zero-shot)."""
 
     def body(session: Session) -> dict[str, Any]:
-        config = config_of(run, values_of(given))
+        values = values_of(given)
+        config = config_of(run, values)
         from zotune.revisit import evaluate_run
 
-        return evaluate_run(config, run, session.watch)
+        trusted = trust_reward or bool({"reward", "metric"} & set(values))  # the user's own words, not the run's
+        return evaluate_run(config, run, session.watch, trust_reward=trusted)
 
     execute(body, as_json)
 

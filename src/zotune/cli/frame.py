@@ -31,6 +31,10 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the model's own code run. Never taken from a file.")
 ]
 
+TrustReward = Annotated[
+    bool, typer.Option("--trust-reward", help="Import the reward or metric that the run's config names.")
+]
+
 
 @final
 class Session:

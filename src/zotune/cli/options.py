@@ -60,6 +60,8 @@ def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
         elif _is_list(name):
             words = [word.strip() for word in value.split(",")]
             values[name] = [_scalar(word) for word in words] if name == "labels" else words
+            if name == "stop":  # a shell has no easy way to write a line end
+                values[name] = [word.replace("\\n", "\n") for word in words]
         else:
             values[name] = value
     return {**values, "method_args": arguments} if arguments else values

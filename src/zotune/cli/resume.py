@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from zotune.cli.frame import Json, RunArgument, Session, TrustRemoteCode, execute
+from zotune.cli.frame import Json, RunArgument, Session, TrustRemoteCode, TrustReward, execute
 from zotune.run import RunPaths
 
 
-def command(run: RunArgument, trust_remote_code: TrustRemoteCode = False, as_json: Json = False) -> None:
+def command(
+    run: RunArgument,
+    trust_remote_code: TrustRemoteCode = False,
+    trust_reward: TrustReward = False,
+    as_json: Json = False,
+) -> None:
     """Continue a run that was stopped or killed. It ends as if nothing had happened."""
 
     def body(session: Session) -> dict[str, Any]:
@@ -21,6 +26,6 @@ def command(run: RunArgument, trust_remote_code: TrustRemoteCode = False, as_jso
             from zotune.train import resume
 
             with tracked_run(paths, session.watch, session.leads) as watch:
-                return resume(run, watch, trust_remote_code=trust_remote_code, group=group)
+                return resume(run, watch, trust_remote_code=trust_remote_code, trust_reward=trust_reward, group=group)
 
     execute(body, as_json)

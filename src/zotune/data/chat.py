@@ -47,6 +47,13 @@ def completion(row: Row) -> tuple[list[Message], int]:
     return before + after, len(before)
 
 
+def question(tokenizer: Any, row: Row, column: str) -> tuple[list[Message], str]:
+    """The messages of a column, and their text up to where the assistant answers. Raises as `render_chat`."""
+    found = _listed(field(row, column), column, "role", "content")
+    _need_template(tokenizer)
+    return found, _written(tokenizer, found, True)
+
+
 def _listed(value: Any, column: str, role: str, content: str) -> list[Message]:
     value = from_json(value, column)
     if not isinstance(value, Sequence) or not value or not all(isinstance(item, Mapping) for item in value):
@@ -70,11 +77,7 @@ def render_chat(tokenizer: Any, chat: Sequence[Message], first: int) -> tuple[st
     turns anew (without their reasoning, say) leaves only those that stand as they were said.
     Raises DataError when no turn of the assistant is left, ConfigError for a tokenizer without a template.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError(
-            f"{type(tokenizer).__name__} has no chat template. Remedy: take the chat version of the model, or give "
-            "prompt and completion as texts."
-        )
+    _need_template(tokenizer)
     whole = _written(tokenizer, chat, False)
     spans = []
     for number, message in enumerate(chat):
@@ -90,6 +93,14 @@ def render_chat(tokenizer: Any, chat: Sequence[Message], first: int) -> tuple[st
             "no turn of the assistant can be scored. Remedy: let a turn of the assistant follow one of the user."
         )
     return whole, spans
+
+
+def _need_template(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            f"{type(tokenizer).__name__} has no chat template. Remedy: take the chat version of the model, or give "
+            "prompt and completion as texts."
+        )
 
 
 def _written(tokenizer: Any, chat: Sequence[Message], ask: bool) -> str:

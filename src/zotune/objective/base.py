@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, final
+from dataclasses import dataclass, field
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ class Example:
     right: all options that count as right, where there is more than the label.
     scored: which tokens of the only option are scored; empty for all of them.
     blank: a prompt without content, for calibration. answers: texts that a generated answer is compared with.
-    cut: whether tokens were left out because of max_length.
+    cut: whether tokens were left out because of max_length. number: which row of its file it is, from 0. asked: the row
+    as a question (`data/asked.py`), where its completion is scored.
     """
 
     prompt: tuple[int, ...]
@@ -36,6 +37,8 @@ class Example:
     blank: tuple[int, ...] = ()
     answers: tuple[str, ...] = ()
     cut: bool = False
+    number: int = 0
+    asked: Any = field(default=None, compare=False, repr=False)
 
 
 class Objective(ABC):
@@ -45,12 +48,17 @@ class Objective(ABC):
     repeat a batch along dim 0 and hand it to a model whose parts treat the copies differently.
     Whether the model is in training mode is the caller's business.
 
-    metric: what `judge` measures beside the loss. one_forward: whether `judge` runs the same single forward as the
-    loss does, so that activations captured from one serve the other.
+    metric: what `judge` measures beside the loss. one_forward: whether the loss is a single forward, and `judge` runs
+    the same one, so that activations captured from one serve the other. one_at_a_time: why several points cannot ride
+    in one forward; empty where they may. set_level: whether a batch has one loss, of shape (), and no losses of its
+    examples; then `over_set` measures a whole set. says: what is scored, in words, where that is not plain.
     """
 
-    metric: Literal["accuracy", "f1"] = "accuracy"
+    metric: str = "accuracy"
     one_forward: bool = True
+    one_at_a_time: str = ""
+    set_level: bool = False
+    says: str = ""
 
     @abstractmethod
     def encode(self, rows: Sequence[dict[str, Any]]) -> list[Example]:
@@ -66,14 +74,18 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Losses (B,) in fp32, or fp64 where the model's logits are fp64."""
+        """Losses (B,) in fp32, or fp64 where the model's logits are fp64; () for an objective on a set."""
 
-    def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Losses (B,) and which predictions are right, (B,) bool; for metric "f1" scores in 0..1, (B,) float.
+    def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | Sequence[Any] | None]:
+        """Losses (B,) and which predictions are right, (B,) bool; for other metrics than accuracy scores, floats.
 
-        None where nothing is predicted.
+        None where nothing is predicted. An objective on a set gives no losses, and what `over_set` takes.
         """
         return self(model, batch), None
+
+    def over_set(self, found: Sequence[Any]) -> float:
+        """The metric of a whole set, from what `judge` found of its examples."""
+        raise NotImplementedError
 
     def prepare(self, model: nn.Module, examples: Sequence[Example]) -> None:
         """Choose between equivalent ways to compute the losses, with the base weights and a run's examples.

@@ -29,6 +29,11 @@ def answer_f1(said: str, answers: Sequence[str]) -> float:
     return max(_f1(said, answer) for answer in answers)
 
 
+def answer_exact(said: str, answers: Sequence[str]) -> float:
+    """1 where what was said is one of the answers, else 0. Case, punctuation, articles and spaces do not count."""
+    return float(any(_words(said) == _words(answer) for answer in answers))
+
+
 def _f1(said: str, answer: str) -> float:
     found, wanted = _words(said), _words(answer)
     if answer.startswith(_NO_ANSWER):

@@ -19,7 +19,7 @@ from zotune.objective.base import Batch, Example, Objective, to_device
 from zotune.objective.metrics import answer_f1, generate
 from zotune.objective.model_kind import Kind
 from zotune.objective.readers import make_reader
-from zotune.objective.scoring import pad_right
+from zotune.objective.scoring import pad_left, pad_right
 from zotune.objective.tokens import Ids, TextCoder, report_cut
 
 _log = logging.getLogger(__name__)
@@ -189,13 +189,9 @@ class OptionLikelihood(Objective):
 
     def _to_generate(self, examples: Sequence[Example]) -> Batch:
         """Prompts padded on the left, where a decoder's next token is the last; on the right for an encoder."""
-        prompts = [example.prompt for example in examples]
-        seen = [[1] * len(prompt) for prompt in prompts]
-        if self.kind == "causal":
-            read = pad_right([prompt[::-1] for prompt in prompts], self._coder.pad).flip(1)
-            mask = pad_right(seen, 0).flip(1)
-        else:
-            read, mask = pad_right(prompts, self._coder.pad), pad_right(seen, 0)
+        pad = pad_left if self.kind == "causal" else pad_right
+        read = pad([example.prompt for example in examples], self._coder.pad)
+        mask = pad([[1] * len(example.prompt) for example in examples], 0)
         return {"read": read, "read_mask": mask, "answers": [example.answers for example in examples]}
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -217,6 +213,10 @@ class OptionLikelihood(Objective):
         if self.choice.loss == "options":
             return functional.cross_entropy(scores, batch["label"], reduction="none")
         return -scores.gather(1, batch["label"][:, None])[:, 0]
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B,) int64: the candidate that `judge` takes for the model's choice."""
+        return self._calibrated(model, batch, self.scores(model, batch)).argmax(dim=1)
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         scores = self.scores(model, batch)

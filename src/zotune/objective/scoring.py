@@ -25,6 +25,12 @@ def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.int64)
 
 
+def pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """(R, longest) int64, filled up on the left."""
+    width = max(map(len, rows))
+    return torch.tensor([[*[value] * (width - len(row)), *row] for row in rows], dtype=torch.int64)
+
+
 def next_token_batch(
     prompts: Sequence[Sequence[int]], options: Sequence[Sequence[int]], pad: int
 ) -> tuple[Tensor, Tensor]:

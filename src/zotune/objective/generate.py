@@ -1,0 +1,148 @@
+"""Completions of a batch of prompts by the model's own `generate`, greedily or with random numbers of one's own.
+
+Sampling adds Gumbel noise to the logits and takes the largest: that draws from softmax(logits / temperature). The noise
+is a function of (seed, step, example, position), so that both sides of a probe meet the same, whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.random import PCG64, SeedSequence
+from torch import Tensor, nn
+
+from zotune.errors import ConfigError
+from zotune.objective.tokens import Ids, TextCoder
+
+# Separates this use of a run's seed from those of data/batching.py.
+_DECODING = 3
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """temperature 0 is greedy. stop: texts that end a completion and are no part of it. seed: the run's."""
+
+    max_new_tokens: int = 50
+    temperature: float = 0.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def says(self) -> str:
+        """In words."""
+        how = f"sampled at temperature {self.temperature:g}" if self.temperature else "greedy"
+        return f"{how}, up to {self.max_new_tokens} tokens"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """ids: without what ends it. text: special tokens left out, not stripped. finite: whether its logits were."""
+
+    ids: Ids
+    text: str
+    finite: bool
+
+
+def complete(
+    model: nn.Module, coder: TextCoder, prompts: Tensor, seen: Tensor, decoding: Decoding, draw: Sequence[Sequence[int]]
+) -> list[Completion]:
+    """What the model says after each prompt, up to its end token, a stop text, or `max_new_tokens`.
+
+    prompts (B, T) int64, padded on the left for decoders; seen (B, T), 0 at padding. draw: for each prompt the numbers
+    that, with the seed, decide its noise. Raises ConfigError for a model that cannot generate.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+    if not hasattr(model, "generate"):
+        raise ConfigError(f"{type(model).__name__} cannot generate. Remedy: use a language model of transformers.")
+    ends = end_tokens(model, coder)
+    config: Any = GenerationConfig
+    # What a model's own generation config sets is named here, so that nothing of it slips in.
+    settings = config(
+        max_new_tokens=decoding.max_new_tokens, do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50,
+        repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=ends or None, pad_token_id=coder.pad,
+    )  # fmt: skip
+    start = prompts.shape[1] if not _encodes(model) else 1
+    logits = _Logits(decoding, draw, start, prompts.device)
+    stops: list[Any] = [_Stops(coder, decoding.stop, start)] if decoding.stop else []
+    tuned: Any = model
+    with torch.no_grad():
+        out: Tensor = tuned.generate(
+            input_ids=prompts,
+            attention_mask=seen,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([logits]),
+            stopping_criteria=StoppingCriteriaList(stops),
+        )
+    rows = zip(out[:, start:].tolist(), logits.finite.tolist(), strict=True)
+    return [_cut(coder, ids, ends, decoding.stop, finite) for ids, finite in rows]
+
+
+def end_tokens(model: nn.Module, coder: TextCoder) -> list[int]:
+    """The tokens that end a text: the tokenizer's, and those of the model's own generation config (chat models)."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = [*(own if isinstance(own, list) else [own]), getattr(coder.tokenizer, "eos_token_id", None)]
+    return sorted({int(token) for token in listed if token is not None})
+
+
+@final
+class _Logits:
+    """Watches the logits of each new token, and adds noise where completions are sampled."""
+
+    def __init__(self, decoding: Decoding, draw: Sequence[Sequence[int]], start: int, device: torch.device) -> None:
+        self._decoding, self._draw, self._start = decoding, draw, start
+        self.finite = torch.ones(len(draw), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # A token banned by the model's own settings is -inf; NaN is never right.
+        self.finite &= ~scores.isnan().any(dim=1)
+        if not self._decoding.temperature:
+            return scores
+        position, seed = input_ids.shape[1] - self._start, self._decoding.seed
+        noise = np.stack([_gumbel((seed % 2**64, *own, position), scores.shape[1]) for own in self._draw])
+        return scores.double() / self._decoding.temperature + torch.from_numpy(noise).to(scores.device)
+
+
+def _gumbel(key: Sequence[int], count: int) -> Any:
+    """-log(-log u) for `count` uniforms within (0, 1), from the raw output of PCG64, which numpy keeps stable."""
+    raw = PCG64(SeedSequence([_DECODING, *key])).random_raw(count)
+    return -np.log(-np.log(((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53))
+
+
+@final
+class _Stops:
+    """Ends a row once its new text holds a stop text."""
+
+    def __init__(self, coder: TextCoder, stop: Sequence[str], start: int) -> None:
+        self._coder, self._stop, self._start = coder, stop, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        texts = [_text(self._coder, ids) for ids in input_ids[:, self._start :].tolist()]
+        done = [any(stop in text for stop in self._stop) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _cut(coder: TextCoder, ids: Sequence[int], ends: Sequence[int], stop: Sequence[str], finite: bool) -> Completion:
+    """A row up to its end token and its first stop text; what stands behind is padding."""
+    ids = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+    text = _text(coder, ids)
+    places = [text.find(each) for each in stop if each in text]
+    if not places:
+        return Completion(tuple(ids), text, finite)
+    before = text[: min(places)]
+    # The ids whose text is within what stays: a token that spans the seam belongs to the stop text.
+    kept = max((n for n in range(len(ids) + 1) if len(_text(coder, ids[:n])) <= len(before)), default=0)
+    return Completion(tuple(ids[:kept]), before, finite)
+
+
+def _text(coder: TextCoder, ids: Sequence[int]) -> str:
+    return str(coder.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _encodes(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
