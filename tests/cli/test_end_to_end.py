@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,16 +316,13 @@ def test_changed_run(cli: Any, line: Line, tmp_path: Path, tiny: Any) -> None:
 
 
 def test_help_is_quick() -> None:
-    """`zotune --help` needs no torch, and less time than importing it would take (the best of five)."""
-    program = "import sys, zotune.cli as c\ntry: c.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
-    seconds = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - begun)
-        assert done.returncode == 0 and "Usage: zotune" in done.stdout, done.stderr
-    # The goal is 0.3 s on an idle machine; the bound leaves room for a loaded one.
-    assert min(seconds) < 1.0, seconds
+    """`zotune --help` imports no torch, and nothing else that would be felt: 0.3 s of an idle machine is the goal."""
+    heavy = ("torch", "transformers", "numpy", "pydantic", "jinja2", "yaml", "peft", "datasets")
+    seen = f"[name for name in {heavy} if name in sys.modules]"
+    program = f"import sys, zotune.cli as c\ntry: c.main(['--help'])\nfinally: print({seen})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Usage: zotune" in done.stdout, done.stderr
+    assert done.stdout.rstrip().endswith("[]"), done.stdout.splitlines()[-1]
 
 
 def test_stdout_of_the_real_process(line: Line) -> None:
