@@ -83,8 +83,8 @@ def table(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"A model that says one and the same sentiment to every review has a reward of {result['constant_reward']:.3f}: "
-        "below that, a gain is in the form of the answer, not in its being right.",
+        "A model that says one and the same sentiment to every review has a reward of "
+        f"{result['constant_reward']:.3f}: below that, a gain may be in the form of the answers alone.",
     ]
     lines += ["", "Seconds are of a machine that did other work meanwhile." if result["busy"] else ""]
     return "\n".join(lines).rstrip() + "\n"
