@@ -19,6 +19,7 @@ from typing import Any
 
 from common import machine, write
 
+from zotune.demo.assets import demo_data
 from zotune.revisit import log_rows
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -50,6 +51,15 @@ def run(name: str, steps: int, seed: int, threads: int) -> dict[str, Any]:
     }
 
 
+def constant() -> float:
+    """The reward of a model that says the same word to every held-out review: the better of the two words."""
+    example = runpy.run_path(str(EXAMPLES / "reward.py"))
+    lines = demo_data().test.read_text(encoding="utf-8").splitlines()[: example["TEST_ROWS"]]
+    labels = [json.loads(line)["label"] for line in lines]
+    scores = [example["names_the_sentiment"]([f" {word}"] * len(labels), labels) for word in example["WORDS"]]
+    return max(sum(each) / len(each) for each in scores)
+
+
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = ["# Objectives without a gradient", ""]
@@ -71,6 +81,11 @@ def table(result: dict[str, Any]) -> str:
             f"| {row['name']} ({row['measure']}) | {row['seed']} | {row['steps']} | {row['flat_steps']} | {before} "
             f"| {after} | {row['eval_examples']} | {row['train_seconds']:.0f} | {row['journal_bytes']} B |"
         )
+    lines += [
+        "",
+        "A model that says one and the same sentiment to every review has a reward of "
+        f"{result['constant_reward']:.3f}: below that, a gain may be in the form of the answers alone.",
+    ]
     lines += ["", "Seconds are of a machine that did other work meanwhile." if result["busy"] else ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -91,6 +106,7 @@ def main() -> None:
         "busy": options.busy,
         "settings": settings,
         "runs": runs,
+        "constant_reward": constant(),
     }
     write("objectives", result, table(result))
     print(json.dumps(result) if options.json else table(result))
