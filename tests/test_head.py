@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import FAMILIES, tiny
+from tests.models import FAMILIES, one_thread, tiny
 from torch import Tensor, nn
 
 from zotune.errors import ConfigError
 from zotune.head import head_of, head_parameters, is_tied, untie
 from zotune.scope import select
 
+one_thread = one_thread
 TIED = [family for family in FAMILIES if family not in ("llama", "qwen3_moe")]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import FAMILIES, MORE_FAMILIES, batch_for, displaced, loss
+from tests.models import FAMILIES, MORE_FAMILIES, batch_for, displaced, loss, one_thread
 from tests.models import tiny as small
 from torch import Tensor, nn
 
@@ -32,6 +32,7 @@ from zotune.virtual_tokens import activations, add_prefix, add_prompt, random_to
 from zotune.watch import Quiet
 
 pytest.importorskip("peft")
+one_thread = one_thread
 Config = Callable[..., TrainConfig]
 TEXT = [family for family in (*FAMILIES, *MORE_FAMILIES) if family != "cnn"]
 CAUSAL = [family for family in TEXT if family not in ("bert", "roberta", "deberta", "t5")]

@@ -30,8 +30,8 @@ def linear_probe(session: Session) -> Evaluation:
     """Fit on the training rows, judged on the held-out rows: accuracy, its interval, and the mean cross entropy (nats).
 
     As in MeZO's experiments (arXiv 2305.17333, appendix F.1) the features are those of the position whose logits give
-    the answer, and cross-validation chooses the penalty. Nothing is random: the folds are every fifth row. No bias,
-    because a head has none.
+    the answer, and cross-validation chooses the penalty. Features are standardised by the training rows. Nothing is
+    random: the folds are every fifth row.
     Raises ConfigError without rows, and for rows whose candidates differ, of which no probe could tell them apart.
     """
     if not session.examples or not session.eval_examples:
