@@ -30,7 +30,7 @@ format: $(VENV)/.installed-dev  ## apply the lint fixes and the format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev  ## run every script of bench/
+bench: $(VENV)/.installed-dev $(VENV)/.installed-report  ## run every script of bench/
 	@set -e; for script in $(filter-out bench/common.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(VENV)/.installed-docs  ## build docs/_build/html
