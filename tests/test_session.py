@@ -41,7 +41,7 @@ def test_blocks_below_the_scope_are_reused(config: Config, options: dict[str, An
     session = Session(config(**options)).begin()
     assert session.reuse.depth == depth and bool(session.reuse.reason) == (depth == 0)
     assert session.optimizer.evaluator.mode == "lanes", session.optimizer.evaluator.reason
-    batch = session.batch(0)
+    batch = session.batch(session.units[0])
     points = session.optimizer.estimator.points(4, 0)
     losses = session.optimizer.evaluator.losses
     with_reuse = losses(session.objective, batch, points, session.reuse.within(session.objective, batch, 0))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -91,13 +92,10 @@ def between(table: dict[int, float], at: float) -> float:
 
 def calibrate(device: torch.device, dtype: torch.dtype, law: str, say: Callable[[str], None]) -> Machine:
     """The measurements of this machine: kept ones, or made now in some seconds and kept."""
-    name = fingerprint(_VERSION, device, dtype, law)
-    path = cache_folder() / "machines" / f"{name}.json"
-    try:
-        kept = json.loads(path.read_text())
-        return Machine(**{key: _keys(value) for key, value in kept.items()})
-    except (OSError, ValueError, TypeError):
-        pass
+    known = kept(device, dtype, law)
+    if known is not None:
+        return known
+    path = _path(device, dtype, law)
     say("Measuring this machine, once: some seconds.")
     found = measure(device, dtype, law)
     try:
@@ -106,6 +104,19 @@ def calibrate(device: torch.device, dtype: torch.dtype, law: str, say: Callable[
     except OSError as error:
         say(f"The measurements cannot be kept in {path.parent} ({error.strerror}).")
     return found
+
+
+def kept(device: torch.device, dtype: torch.dtype, law: str) -> Machine | None:
+    """The measurements of this machine that an earlier call made; None where there are none."""
+    try:
+        values = json.loads(_path(device, dtype, law).read_text())
+        return Machine(**{key: _keys(value) for key, value in values.items()})
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _path(device: torch.device, dtype: torch.dtype, law: str) -> Path:
+    return cache_folder() / "machines" / f"{fingerprint(_VERSION, device, dtype, law)}.json"
 
 
 def measure(device: torch.device, dtype: torch.dtype, law: str) -> Machine:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 # Only the user's own flag may let a model's code run: never a file that may come from someone else's run.
 NEVER_FROM_FILE = ("trust_remote_code",)
-# Where things lie and what computes them: a run may be moved. All other options stay what the run began with.
+# Where things lie, what computes them and in how much memory: a run may be moved. All other options stay what the run
+# began with. rows_per_forward and eval_batch_size change the last bits of losses, nothing that they are losses of.
 PLACES = (
     "model", "train", "eval", "data_dir", "output_dir", "device", "threads", "parallel", "check_every", "track",
-    "reward_timeout", "trust_remote_code",
+    "reward_timeout", "trust_remote_code", "reuse_mb", "rows_per_forward", "eval_batch_size",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
@@ -111,6 +112,9 @@ class TrainConfig:
     steps: Annotated[int, Opt("Training steps.", ge=0, le=2**32 - 1)] = 1000
     batch_size: Annotated[int, Opt("Examples per step.", ge=1)] = 16
     micro_batch_size: Annotated[int | None, Opt("Examples per forward. Default: the batch size.", ge=1)] = None
+    rows_per_forward: Annotated[
+        int | None, Opt("Evaluate a micro-batch in parts of so many rows: less memory, same steps.", ge=1)
+    ] = None
     seed: Annotated[int, Opt("Seed of directions and data order.", ge=0, le=2**63 - 1)] = 0
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"], Opt("Type of the weights; auto: as stored.")

@@ -45,6 +45,12 @@ class CoverageError(UserError):
     exit_code = 7
 
 
+class OutOfMemory(UserError):
+    """Memory ran out. What was recorded is not lost."""
+
+    exit_code = 8
+
+
 class Terminated(BaseException):
     """SIGTERM arrived. No Exception, so that no handler of errors takes it for one."""
 

@@ -33,6 +33,14 @@ def peak_memory_bytes(device: Any = "cpu") -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether this is what Python or torch raise where memory ran out."""
+    import torch
+
+    # For the CPU torch has no class of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+
+
 @contextmanager
 def memory_above() -> Iterator[list[int]]:
     """Yields a list that afterwards holds how far this process's memory rose above where it was, in bytes.

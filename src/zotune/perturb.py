@@ -24,6 +24,7 @@ from zotune.errors import CoverageError, UserError
 from zotune.estimate import Point
 from zotune.lane_rules import RULES
 from zotune.lazy import Lanes, LaneUnsupported, Perturbed
+from zotune.machine import is_shortage
 from zotune.noise import Key
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class Evaluator:
             try:
                 return self._lanes(objective, batch, points, within)
             except (LaneUnsupported, RuntimeError) as unsupported:
-                if isinstance(unsupported, torch.OutOfMemoryError):
+                if is_shortage(unsupported):
                     raise
                 # This batch's shapes lead the model another way than the proven one: it alone is evaluated one by one.
                 logger.info("one batch evaluated point by point: %s", unsupported)
@@ -313,7 +314,7 @@ class Evaluator:
             self._prove(objective, batch, group, within)
         except (LaneUnsupported, RuntimeError) as unsupported:
             # Shapes that do not fit together are the model's own RuntimeError; one point at a time they may fit.
-            if isinstance(unsupported, torch.OutOfMemoryError):
+            if is_shortage(unsupported):
                 raise
             self.reason = str(unsupported).strip().splitlines()[0]
             if self._must:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, final, get_type_hints
 
@@ -27,6 +27,7 @@ from zotune.rebuild import scope_sha256
 from zotune.records import StepRecord
 from zotune.reuse import Reuse
 from zotune.run import RunPaths
+from zotune.watch import memory_bytes
 from zotune.weights import base_sha256
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Session:
         self.eval_sha256 = source.eval.sha256 if source.eval else ""
         self.data = source.says() or f"task {config.task}, data seed {config.data_seed}"
         tokenizer = load_tokenizer(config)
+        self.held_bytes = memory_bytes()  # libraries, tokenizer and rows, before the weights
         self.model: nn.Module = load_model(config) if model is None else model
         self.device = device_of(config)
         self.objective = make_objective(config, tokenizer, self.model, source, self.functions)
@@ -84,26 +86,42 @@ class Session:
                 f"{config.method} needs a loss for each example, and {self.objective.says} is one number for a batch. "
                 "Remedy: another method, or a score of each example."
             )
+        self._check_parts()
         self.reuse = Reuse(self.optimizer.perturber, config.reuse_mb << 20)
         # Always the run's first batch and the base weights, so that a resumed run decides as the first one did.
         first = units_of_step(len(self.units), self.units_per_step, config.seed, 0)[0]
-        batch, points = self.batch(first), self.optimizer.estimator.points(config.seed, 0)
+        batch, points = self.batch(self.parts(first)[0]), self.optimizer.estimator.points(config.seed, 0)
         if self.objective.one_forward:
             self.reuse.prepare(self.objective, batch, next(point for point in points if point.scale))
         else:
             self.reuse.reason = "a loss takes several forwards"
-        within = self.reuse.within(self.objective, batch, first)
+        within = self.reuse.within(self.objective, batch, (first, 0))
         if self.optimizer.direction.reads_inputs:  # what is decided must be what the steps draw
             self.optimizer.look(self.objective, batch, within)
         self.optimizer.evaluator.decide(self.objective, batch, points, within)
         return self
+
+    def _check_parts(self) -> None:
+        """Raises ConfigError where a step on parts of its micro-batch would be another step."""
+        rows = self.config.rows_per_forward
+        if rows is None or rows >= max(map(len, self.units)):
+            return
+        reason = f"{self.objective.says} is one number for a batch" if self.objective.set_level else ""
+        if self.optimizer.direction.reads_inputs:
+            reason = f"{self.config.method} reads the layers' inputs of a whole micro-batch"
+        if reason:
+            raise ConfigError(
+                f"rows_per_forward is {rows}, but {reason}. Remedy: leave --rows-per-forward out; a smaller "
+                "--micro-batch-size, which is another run, needs less memory too."
+            )
 
     def _located(self) -> str:
         """The scope with `dominant` as the block that it is, on the base weights and the run's first batch."""
         parts = [part.strip() for part in self.config.scope.split("&")]
         if "dominant" not in parts:
             return self.config.scope
-        batch = self.batch(units_of_step(len(self.units), self.units_per_step, self.config.seed, 0)[0])
+        first = units_of_step(len(self.units), self.units_per_step, self.config.seed, 0)[0]
+        batch = self.batch(self.units[first])
         number = dominant_layer(self.model, lambda: self.objective(self.model, batch))
         return "&".join(f"block:{number}" if part == "dominant" else part for part in parts)
 
@@ -152,9 +170,21 @@ class Session:
             optimizer.fold_in_windows(c.fold_every)
         return optimizer
 
-    def batch(self, unit: int) -> Batch:
-        """One unit of evaluation: always the same examples, in the same order."""
-        return to_device(self.objective.collate([self.examples[i] for i in self.units[unit]]), self.device)
+    @property
+    def forwards_per_step(self) -> int:
+        """Forward passes of the first step."""
+        parts = -(-(self.config.batch_size // self.units_per_step) // (self.config.rows_per_forward or 2**32))
+        return len(self.optimizer.estimator.points(self.config.seed, 0)) * self.units_per_step * parts
+
+    def parts(self, unit: int) -> list[list[int]]:
+        """The examples of a unit, in the groups that share a forward: all of them, or `rows_per_forward` each."""
+        rows = self.units[unit]
+        size = self.config.rows_per_forward or len(rows)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def batch(self, examples: Sequence[int]) -> Batch:
+        """Some examples as one forward takes them."""
+        return to_device(self.objective.collate([self.examples[i] for i in examples]), self.device)
 
     def step(self) -> None:
         """One optimizer step at the optimizer's own step number."""
@@ -163,19 +193,21 @@ class Session:
             group["lr"] = lr
         points = 0 if parallel is None else len(self.optimizer.estimator.points(self.config.seed, step))
         for unit in units_of_step(len(self.units), self.units_per_step, self.config.seed, step):
-            if parallel is not None and parallel.elsewhere(len(self.units[unit]), points):
-                continue
-            batch = self.batch(unit) | {"step": step}
-            self.optimizer.estimate(self.objective, batch, within=self.reuse.within(self.objective, batch, unit))
+            for part, rows in enumerate(self.parts(unit)):
+                if parallel is not None and parallel.elsewhere(len(rows), points):
+                    continue
+                batch = self.batch(rows) | {"step": step}
+                within = self.reuse.within(self.objective, batch, (unit, part))
+                self.optimizer.estimate(self.objective, batch, within=within)
         self.optimizer.step()
 
     def replay(self, record: StepRecord) -> None:
         """Apply a recorded step; a method that reads the layers' inputs is shown those of the step's first unit."""
         if self.optimizer.direction.reads_inputs and not skipped(record):
             unit = units_of_step(len(self.units), self.units_per_step, self.config.seed, record.step)[0]
-            batch = self.batch(unit) | {"step": record.step}
+            batch = self.batch(self.units[unit]) | {"step": record.step}
             # With what is reused, as the step itself ran.
-            self.optimizer.look(self.objective, batch, self.reuse.within(self.objective, batch, unit))
+            self.optimizer.look(self.objective, batch, self.reuse.within(self.objective, batch, (unit, 0)))
         replay_step(self.optimizer, record)
 
     def evaluate(self) -> Evaluation | None:

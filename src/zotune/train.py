@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ import torch
 
 from zotune.adapters import added_by
 from zotune.advice import Advisor, check_lr
-from zotune.config import TrainConfig
-from zotune.errors import RunError
+from zotune.config import PLACES, TrainConfig
+from zotune.errors import ConfigError, RunError
+from zotune.forecast import foreseen, said
 from zotune.journal import HashRecord, Journal, StepRecord
 from zotune.machine import peak_memory_bytes
 from zotune.nonfinite import Skips, mean_loss, skipped
@@ -26,11 +27,13 @@ from zotune.objective.from_config import functions_of_run, given_functions
 from zotune.objective.functions import Functions
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import current_sha256, steps_of
+from zotune.records import encode
 from zotune.resolve import config_of, resolve
 from zotune.run import RunFolder, RunPaths
 from zotune.session import Session, check_same
+from zotune.shortage import explained
 from zotune.virtual_tokens import write_start
-from zotune.watch import Watch
+from zotune.watch import Quiet, Watch, size
 from zotune.weights import weights_sha256
 
 if TYPE_CHECKING:
@@ -70,15 +73,16 @@ def train(
 def _begin(config: TrainConfig, watch: Watch, functions: Functions | None, group: Group | None) -> dict[str, Any]:
     config = config.absolute()
     with _created(config, group) as folder:
-        session = Session(config, functions=functions, group=group).begin()
-        header = _agreed(session)
-        if added_by(config.scope) == "prefix" and isinstance(folder, RunFolder):
-            write_start(folder.paths.start, session.model)
-        _say(session, watch)
-        # The first evaluation comes before the journal: a run that has one has begun.
-        _evaluate(session, folder, watch)
-        with _journal(folder, header) as journal:
-            return _loop(session, folder, journal, watch)
+        session = Session(config, functions=functions, group=group)
+        with explained(session):
+            header = _agreed(session.begin())
+            if added_by(config.scope) == "prefix" and isinstance(folder, RunFolder):
+                write_start(folder.paths.start, session.model)
+            terms = _say(session, watch)
+            # The first evaluation comes before the journal: a run that has one has begun.
+            _evaluate(session, folder, watch)
+            with _journal(folder, header) as journal:
+                return _loop(session, folder, journal, watch) | terms
 
 
 def resume(
@@ -89,33 +93,51 @@ def resume(
     rewards: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     metric: Callable[..., Any] | None = None,
     group: Group | None = None,
+    places: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Continue an interrupted run to its last step; returns what `train` returns. A finished run changes nothing.
 
+    `places`: options that a run may go on with other values of (config.PLACES), such as rows_per_forward, this time.
     Functions that the run's config names are imported only with `trust_reward`; `rewards` or `metric` stand for them.
     With a `group`, process 0 reads the run and tells the others. Raises RunError when the base model, the rows or the
     config are no longer those of the run.
     """
     paths = RunPaths(run)
     passed = given_functions(rewards, metric)
+    places = _allowed(places or {})
     if group is not None and group.rank:
         return _follow(
-            paths, watch, trust_remote_code, lambda config: functions_of_run(config, trust_reward, passed), group
+            paths,
+            watch,
+            trust_remote_code,
+            lambda config: functions_of_run(config, trust_reward, passed),
+            group,
+            places,
         )
     paths.refuse_links()
     if paths.config.exists() and not paths.journal.exists():
         if paths.holds_run():
             raise RunError(f"{paths.folder} has lost its {paths.journal.name}. Remedy: restore it from a copy.")
         watch.say("The run was stopped before its first step: it starts anew.")
-        config = config_of(paths, trust_remote_code)
+        config = replace(config_of(paths, trust_remote_code), **places)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
         return _begin(config, watch, functions, group)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
-        config = config_of(paths, trust_remote_code)
+        config = replace(config_of(paths, trust_remote_code), **places)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
         return _continue(config, folder, journal, watch, functions, group)
+
+
+def _allowed(places: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as given. Raises ConfigError for one that a run cannot go on with another value of."""
+    wrong = [name for name in places if name not in PLACES]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]} cannot change within a run. Remedy: one of {', '.join(PLACES)}; or `zotune branch`."
+        )
+    return dict(places)
 
 
 def _tell(group: Group | None, paths: RunPaths) -> None:
@@ -131,12 +153,13 @@ def _follow(
     trust_remote_code: bool,
     functions_of: Callable[[TrainConfig], Functions],
     group: Group,
+    places: Mapping[str, Any],
 ) -> dict[str, Any]:
     """`resume` in a process that writes nothing: the run is what process 0 tells of it."""
     from zotune.distributed.follower import told
 
     values, folder, journal = told(group, paths)
-    config = resolve({**values, "output_dir": paths.folder, "trust_remote_code": trust_remote_code})
+    config = resolve({**values, "output_dir": paths.folder, "trust_remote_code": trust_remote_code, **places})
     functions = functions_of(config)
     if journal is None:
         return _begin(config, watch, functions, group)
@@ -151,13 +174,14 @@ def _continue(
     functions: Functions | None,
     group: Group | None,
 ) -> dict[str, Any]:
-    session = Session(config, functions=functions, group=group).begin()
-    header = _agreed(session)
-    check_same(journal.header, header, folder.paths)
-    _say_versions(journal.header, header, watch)
-    _say(session, watch)
-    _catch_up(session, folder, journal, watch)
-    return _loop(session, folder, journal, watch)
+    session = Session(config, functions=functions, group=group)
+    with explained(session):
+        header = _agreed(session.begin())
+        check_same(journal.header, header, folder.paths)
+        _say_versions(journal.header, header, watch)
+        terms = _say(session, watch)
+        _catch_up(session, folder, journal, watch)
+        return _loop(session, folder, journal, watch) | terms
 
 
 def _created(config: TrainConfig, group: Group | None) -> Folder:
@@ -290,6 +314,7 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
         "weights_sha256": sha256,
         "journal_bytes": journal.size,
         "seconds": spent,
+        "peak_memory_bytes": peak,
     }
     if session.group is not None:
         result |= {"processes": session.group.size, "message_bytes": session.group.message_bytes}
@@ -361,18 +386,32 @@ def _say_versions(recorded: dict[str, Any], now: dict[str, Any], watch: Watch) -
         watch.say(f"The run began with {', '.join(other)}: its steps to come may differ in their last bits.")
 
 
+def _kept(session: Session) -> str:
+    """The line about what recording costs."""
+    config, optimizer = session.config, session.optimizer
+    losses = (0.0,) * len(optimizer.estimator.points(config.seed, 0))
+    record = len(encode(StepRecord(0, (0.0,) * len(optimizer.param_groups), losses)))
+    if config.snapshot_every > config.steps:
+        return f"a record of {record} bytes each step, no snapshot"
+    scope = sum(target.data.numel() * target.data.element_size() for target in optimizer.perturber.targets())
+    return f"a record of {record} bytes each step, a snapshot of {size(scope)} every {config.snapshot_every}"
+
+
 def _shared_out(session: Session) -> dict[str, str]:
     """The line about the processes, where there are several."""
     group, parallel = session.group, session.optimizer.parallel
     return {} if group is None or parallel is None else {"processes": f"{group.size}, parallel over {parallel.mode}"}
 
 
-def _say(session: Session, watch: Watch) -> None:
+def _say(session: Session, watch: Watch) -> dict[str, int]:
+    """The header. Returns `foreseen_memory_bytes` for the result, where it was looked for: nobody hears Quiet."""
+    if isinstance(watch, Quiet):
+        return {}
     config, optimizer, reuse = session.config, session.optimizer, session.reuse
     count = sum(target.data.numel() for target in optimizer.perturber.targets())
     total = sum(parameter.numel() for parameter in session.model.parameters())
     lanes = optimizer.evaluator
-    forwards = len(optimizer.estimator.points(config.seed, 0))
+    terms = foreseen(session)
     together = "one batch for both sides" if lanes.mode == "lanes" else f"one at a time ({lanes.reason})"
     watch.header(
         {
@@ -382,14 +421,17 @@ def _say(session: Session, watch: Watch) -> None:
             "data": f"{len(session.examples):,} examples in {len(session.units):,} fixed batches",
             "rows": session.data,
             **({"objective": session.objective.says} if session.objective.says else {}),
-            "step": f"{forwards * session.units_per_step} forwards, {together}",
+            "step": f"{session.forwards_per_step} forwards, {together}",
             "reused": f"{reuse.depth} blocks below the scope run once per batch"
             if reuse.depth
             else f"nothing: {reuse.reason}",
             **_shared_out(session),
+            **({"memory": said(terms)} if terms else {}),
+            "kept": _kept(session),
             "run": str(config.output_dir),
         }
     )
     warning = check_lr(optimizer.defaults["lr"], count, config.method)
     if warning:
         watch.say(warning)
+    return {"foreseen_memory_bytes": terms["peak"]} if terms else {}

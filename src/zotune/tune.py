@@ -127,7 +127,7 @@ class _RangeTest:
     def _losses(self, unit: int, points: Sequence[Point]) -> list[float]:
         """The mean loss of a batch at each point."""
         session = self.session
-        batch = session.batch(unit)
+        batch = session.batch(session.units[unit])
         within = session.reuse.within(session.objective, batch, unit)
         with torch.no_grad():
             found = self.optimizer.evaluator.losses(session.objective, batch, points, within)

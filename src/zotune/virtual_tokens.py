@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from zotune.durable import write_file
 from zotune.errors import ConfigError, RunError, UserError
+from zotune.machine import is_shortage
 from zotune.objective.model_kind import model_kind
 
 _TASKS = {"causal": "CAUSAL_LM", "masked": "FEATURE_EXTRACTION", "seq2seq": "SEQ_2_SEQ_LM"}
@@ -92,7 +93,7 @@ def activations(model: nn.Module, ids: Tensor) -> Tensor:
         each = [part[0].transpose(0, 1) for layer in cache.layers for part in (layer.keys, layer.values)]  # type: ignore[union-attr, index]
         return torch.stack(each, dim=1).flatten(1).float()
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_shortage(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

@@ -120,7 +120,7 @@ def _out_of_memory(error: Exception) -> str:
     said = (str(error).strip() or "out of memory").splitlines()[0].rstrip(".")
     return (
         f"{said}. No recorded step is lost. Remedy: `zotune plan` with the same options says which part is the "
-        "largest; a smaller --micro-batch-size or --eval-batch-size, or --dtype bfloat16, needs less."
+        "largest; a smaller --rows-per-forward or --eval-batch-size, or --dtype bfloat16, needs less."
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from zotune.cli.frame import Json, RunArgument, Session, TrustRemoteCode, TrustReward, execute
 from zotune.run import RunPaths
@@ -12,12 +14,21 @@ def command(
     run: RunArgument,
     trust_remote_code: TrustRemoteCode = False,
     trust_reward: TrustReward = False,
+    rows_per_forward: Annotated[
+        int | None, typer.Option(help="Evaluate in parts of so many rows: less memory, same steps.", min=1)
+    ] = None,
+    eval_batch_size: Annotated[int | None, typer.Option(help="Examples per forward when evaluating.", min=1)] = None,
+    reuse_mb: Annotated[
+        int | None, typer.Option(help="MB for activations below the scope that are kept; 0: none.", min=0)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Continue a run that was stopped or killed. It ends as if nothing had happened."""
 
     def body(session: Session) -> dict[str, Any]:
         paths = RunPaths(run)
+        given = {"rows_per_forward": rows_per_forward, "eval_batch_size": eval_batch_size, "reuse_mb": reuse_mb}
+        places = {name: value for name, value in given.items() if value is not None}
         session.run = run
         with session.joined() as group:
             if session.leads and not paths.config.exists():  # with a config alone it was stopped before its first step
@@ -26,6 +37,13 @@ def command(
             from zotune.train import resume
 
             with tracked_run(paths, session.watch, session.leads) as watch:
-                return resume(run, watch, trust_remote_code=trust_remote_code, trust_reward=trust_reward, group=group)
+                return resume(
+                    run,
+                    watch,
+                    trust_remote_code=trust_remote_code,
+                    trust_reward=trust_reward,
+                    group=group,
+                    places=places,
+                )
 
     execute(body, as_json)

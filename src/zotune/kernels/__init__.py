@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from zotune import noise as plain
+from zotune.machine import is_shortage
 from zotune.noise import Key, Law
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _fast(name: str, count: int, device: torch.device, fast: bool, *args: Any) -
     try:
         return getattr(module, name)(*args)
     except Exception as error:  # a new dtype or count of scales compiles anew, and that may fail in the middle of a run
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_shortage(error):
             raise
         _say(_reason(error))
         return None

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from zotune.machine import is_shortage
 from zotune.objective.base import Batch, Example, to_device
 from zotune.objective.model_kind import accepts, last_logits, virtual_tokens
 from zotune.objective.scoring import IGNORE, pad_right, row_logsumexp, widen
@@ -117,7 +118,7 @@ def prove(model: nn.Module, examples: Sequence[Example], pad: int, separate: Ten
         with torch.inference_mode():
             found, wrong, leaked = (scores(model, each, dtype) for each in (batch, moved, changed))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_shortage(error):
             raise
         return f"the model takes no mask of its own for each position ({str(error).strip().splitlines()[0][:120]})"
     if not torch.equal(found[:, -1], leaked[:, -1]):

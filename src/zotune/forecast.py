@@ -1,0 +1,283 @@
+"""What a run's forwards need, metered on the meta device: memory by term and, on a measured machine, seconds.
+
+The run's own code runs on a model without weights: lanes, reuse, objective, batches. `meter.py` sees what that would
+allocate and compute.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from zotune.calibrate import Machine, kept
+from zotune.config import TrainConfig
+from zotune.kernels import fast_for
+from zotune.load import device_of, meta_model
+from zotune.meter import Meter, Priced
+from zotune.objective.base import Batch, Example, to_device
+from zotune.optimizer import ZerothOrder
+from zotune.perturb import repeat
+from zotune.reuse import Reuse
+from zotune.session import Session
+from zotune.watch import size
+
+_META = torch.device("meta")
+_LENGTHS = 3  # batches that are metered for the time; between their lengths it is interpolated
+_MOST_HEADER = 100 << 20  # what the format allows
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+_SAID = {"runtime": "libraries", "weights": "weights", "activations": "activations", "reused": "kept activations",
+         "state": "the method's state"}  # fmt: skip
+
+
+@final
+@dataclass
+class Cost:
+    """Of some forwards on one batch. peak: bytes beyond the weights; seconds: on the calibrated machine."""
+
+    peak: int
+    seconds: float
+
+
+def foreseen(session: Session) -> dict[str, int] | None:
+    """Bytes by term, and their peak, of a session that has begun; None where a forward on meta tells nothing.
+
+    `runtime` lacks what libraries take in their first step, as long as `zotune plan` has not measured the machine.
+    """
+    if session.config.generates:  # how long completions become is not known before
+        return None
+    shadow = copy.copy(session)
+    shadow.group = None
+    try:
+        shadow.model = meta_model(session.config)
+        optimizer = shadow.build()
+        law = str(optimizer.arguments.get("law", "gaussian"))
+        forecast = Forecast(shadow, optimizer, kept(session.device, dtype_of(shadow.model), law))
+        return forecast.memory(device_of(session.config))
+    except Exception:  # a model or a method that must read its weights: a run is not stopped for its forecast
+        return None
+
+
+def said(terms: dict[str, int], most: int = 3) -> str:
+    """The peak and its largest terms in words: about 1.4 GB (weights 538 MB, ...)."""
+    largest = sorted((name for name in _SAID if terms[name]), key=lambda name: -terms[name])[:most]
+    return f"about {size(terms['peak'])} ({', '.join(f'{_SAID[name]} {size(terms[name])}' for name in largest)})"
+
+
+@final
+class Forecast:
+    """The metered forwards of a session whose model has no weights.
+
+    Without a `machine` nothing is known of seconds, and memory lacks what its libraries take in the first step.
+    """
+
+    def __init__(self, session: Session, optimizer: ZerothOrder, machine: Machine | None) -> None:
+        self.session, self.optimizer, self.machine = session, optimizer, machine
+        self.priced = Priced(optimizer.direction)
+        optimizer.perturber.direction, optimizer.perturber.fast = self.priced, False
+        self.points = optimizer.estimator.points(session.config.seed, 0)
+        # What one forward holds: a unit, or a part of it.
+        self.parts = [part for unit in range(len(session.units)) for part in session.parts(unit)]
+        self.reuse = Reuse(optimizer.perturber, session.config.reuse_mb << 20)
+        with Meter():
+            self.reuse.locate(session.objective, self.batch(0), self.points[0])
+        self.lanes = self._lanes()
+
+    def batch(self, part: int) -> Batch:
+        """One forward of training, without its values."""
+        examples = [self.session.examples[i] for i in self.parts[part]]
+        return to_device(self.session.objective.collate(examples), _META)
+
+    def memory(self, device: torch.device) -> dict[str, int]:
+        """Bytes by term, and their peak: the greater of loading and running."""
+        config, model = self.session.config, self.session.model
+        weights = _weight_bytes(model)
+        stored, dtypes = _stored(config)
+        longest = max(range(len(self.parts)), key=self._width)
+        running = max(self.step(longest).peak, self.capture(self.batch(longest)).peak)
+        evals = self._eval_batches()
+        if evals:  # the longest one
+            batch = to_device(self.session.objective.collate(evals[0]), _META)
+            running = max(running, self.capture(batch).peak, self.evaluation(0, batch).peak)
+        # The output of a block is as large as its batch.
+        per_token = self.captured(self.batch(longest)) / self._width(longest)
+        kept = round(per_token * sum(map(self._tokens, (*self._training(), *evals))))
+        kept = min(kept, config.reuse_mb << 20)
+        scope = sum(target.data.numel() for target in self.optimizer.perturber.targets())
+        working = 0 if self.machine is None else self.machine.working
+        if self.machine is not None and fast_for(scope):
+            working = self.machine.working_fast
+        state = 4 * self.optimizer.direction.state_elements(self.optimizer.perturber.targets())
+        converted = 0 if dtypes <= {_NAMES.get(dtype_of(model))} or device.type != "cpu" else stored
+        held, working = (self.session.held_bytes, working) if device.type == "cpu" else (0, 0)
+        terms = {"runtime": held + working, "weights": weights, "activations": running, "reused": kept, "state": state}
+        # Loading is over before the first forward: what that needs for itself is not there yet.
+        peak = held + weights + max(working + running + kept + state, converted)
+        return {**terms, "loading": converted, "peak": peak}
+
+    def seconds(self) -> tuple[float, float, float, float]:
+        """Of a step, of what is done once per batch and kept, of an evaluation, and of what only the first one does."""
+        if self.machine is None:
+            raise ValueError("seconds are those of a machine that was measured")
+        parts = sorted(range(len(self.parts)), key=self._width)
+        chosen = _spread(parts)
+        widths = [self._width(part) for part in parts]
+        steps = _sum_over(widths, {self._width(part): self.step(part).seconds for part in chosen})
+        once = _sum_over(widths, {self._width(part): self.capture(self.batch(part)).seconds for part in chosen})
+        scope = sum(target.data.numel() for target in self.optimizer.perturber.targets())
+        step = (
+            steps / len(self.session.units) * self.session.units_per_step
+            + scope * self.machine.update * len(self.points) / 2
+        )
+        batches = self._eval_batches()
+        widths = [self._tokens(examples) for examples in batches]
+        seen, captured = {}, {}
+        for index in _spread(range(len(batches))):
+            batch = to_device(self.session.objective.collate(batches[index]), _META)
+            seen[widths[index]] = self.evaluation(index, batch).seconds
+            captured[widths[index]] = self.capture(batch).seconds
+        return step, once, _sum_over(widths, seen), _sum_over(widths, captured)
+
+    def step(self, part: int) -> Cost:
+        """The evaluations of one part at every point of a step."""
+        batch = self.batch(part)
+        within = self.reuse.within(self.session.objective, batch, part)
+        size = 2 if self.lanes else 1
+        groups = [self.points[i : i + size] for i in range(0, len(self.points), size)]
+        costs = []
+        for group in groups:
+            with Meter(), within(1):  # the capture is not part of the step: it was made before
+                pass
+            stacked = batch if len(group) == 1 else repeat(batch, len(group))
+            rows = len(self.parts[part])
+            before = self.priced.drawn
+
+            def at(group: Any = group, rows: int = rows) -> AbstractContextManager[Any]:
+                return self.optimizer.perturber.at(*group, rows=rows)
+
+            cost = self.forward(stacked, at, within(len(group)))
+            drawn = self.priced.drawn - before
+            costs.append(Cost(cost.peak, cost.seconds + drawn * (self.machine.probe if self.machine else 0.0)))
+        return Cost(max(cost.peak for cost in costs), sum(cost.seconds for cost in costs))
+
+    def forward(self, batch: Batch, at: Callable[[], AbstractContextManager[Any]], within: Any = None) -> Cost:
+        """One forward of the objective."""
+        with torch.inference_mode(), at(), within or nullcontext(), Meter() as meter:
+            self.session.objective(self.session.model, batch)
+        return Cost(meter.peak, self._price(meter))
+
+    def evaluation(self, index: int, batch: Batch) -> Cost:
+        """The forward of a batch of held-out rows; blocks below the scope were run before."""
+        within = self.reuse.within(self.session.objective, batch, ("eval", index))
+        with Meter(), within(1):
+            pass
+        return self.forward(batch, nullcontext, within(1))
+
+    def capture(self, batch: Batch) -> Cost:
+        """The blocks below the scope, run once; nothing where there are none."""
+        if not self.reuse.depth:
+            return Cost(0, 0.0)
+        with Meter() as meter:
+            self.reuse.capture(self.session.objective, batch)
+        return Cost(meter.peak, self._price(meter))
+
+    def captured(self, batch: Batch) -> int:
+        """Bytes that are kept of a batch."""
+        if not self.reuse.depth:
+            return 0
+        with Meter():
+            return self.reuse.bytes_of(self.session.objective, batch)
+
+    def _lanes(self) -> bool:
+        """Whether both sides ride in one forward, as far as shapes can tell."""
+        if self.session.config.lanes == "off" or len(self.points) < 2:
+            return False
+        batch, rows = self.batch(0), len(self.parts[0])
+        try:
+            with torch.inference_mode(), self.optimizer.perturber.at(*self.points[:2], rows=rows), Meter():
+                self.session.objective(self.session.model, repeat(batch, 2))
+        except Exception:  # what has no lane rule, or shapes that do not fit: the run too goes one by one then
+            return False
+        return True
+
+    def _price(self, meter: Meter) -> float:
+        if self.machine is None:
+            return 0.0
+        products = sum(self.machine.seconds_of_product(*each) for each in meter.products)
+        return products + sum(map(self.machine.seconds_of_pass, meter.passes))
+
+    def _training(self) -> list[list[Example]]:
+        return [[self.session.examples[i] for i in part] for part in self.parts]
+
+    def _width(self, part: int) -> int:
+        return self._tokens([self.session.examples[i] for i in self.parts[part]])
+
+    def _tokens(self, examples: Sequence[Example]) -> int:
+        """Of a batch, padding included."""
+        return max(self.session.objective.lengths(examples)) * len(examples)
+
+    def _eval_batches(self) -> list[list[Example]]:
+        """Batches of held-out rows as `evaluate` makes them, the longest first."""
+        examples, size = self.session.eval_examples or [], self.session.config.eval_batch_size
+        lengths = self.session.objective.lengths(examples) if examples else []
+        order = sorted(range(len(examples)), key=lengths.__getitem__)
+        batches = [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+        return batches[::-1]
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    """Parameters and buffers; tied ones count once."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _stored(config: TrainConfig) -> tuple[int, set[str]]:
+    """Bytes and dtypes of the tensors in the model's safetensors files, from their headers; 0 where none is here."""
+    folder = Path(config.model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(config.model, local_files_only=True))
+        except Exception:  # not in the hub's cache: it is not known how the weights are stored
+            return 0, set()
+    found, dtypes = 0, set()
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < _MOST_HEADER else {}
+        tensors = [value for name, value in header.items() if name != "__metadata__"]
+        found += sum(value["data_offsets"][1] - value["data_offsets"][0] for value in tensors)
+        dtypes |= {value["dtype"] for value in tensors}
+    return found, dtypes
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Of the model's first parameter."""
+    return next(parameter.dtype for parameter in model.parameters())
+
+
+def _spread(items: Sequence[int]) -> list[int]:
+    """_LENGTHS of the items: first, last and between."""
+    last = len(items) - 1
+    return (
+        [items[i] for i in sorted({round(k * last / max(_LENGTHS - 1, 1)) for k in range(_LENGTHS)})] if items else []
+    )
+
+
+def _sum_over(widths: Sequence[int], known: dict[int, float]) -> float:
+    """The sum of a cost over batches of these widths, interpolated between those that are known."""
+    total, points = 0.0, sorted(known)
+    for width in widths:
+        low = max((point for point in points if point <= width), default=points[0])
+        high = min((point for point in points if point >= width), default=points[-1])
+        share = 0.0 if low == high else (width - low) / (high - low)
+        total += known[low] + (known[high] - known[low]) * share
+    return total

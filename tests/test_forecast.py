@@ -1,0 +1,57 @@
+"""What is foreseen of a run that has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tests.test_plan import MACHINE
+
+from zotune.config import TrainConfig
+from zotune.forecast import Forecast, foreseen, said
+from zotune.load import meta_model
+from zotune.plan import plan
+from zotune.session import Session
+from zotune.watch import Quiet
+
+Config = Callable[..., TrainConfig]
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "lozo", "scope": "last:1"}, {"family": "t5", "scope": "lora"}])
+def test_a_begun_run_is_foreseen_as_it_is_planned(
+    config: Config, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+) -> None:
+    """The same terms, but for the libraries, which each process measures for itself; the session is not touched."""
+    monkeypatch.setattr("zotune.plan.calibrate", lambda *_: MACHINE)
+    session = Session(config(**options)).begin()
+    model, optimizer = session.model, session.optimizer
+    terms = foreseen(session)
+    planned = plan(config(**options), Quiet())["memory"]
+    assert terms is not None and terms["activations"] > 0
+    for name in ("weights", "activations", "reused", "state"):
+        assert terms[name] == planned[name], name
+    assert session.model is model and session.optimizer is optimizer
+
+
+def test_smaller_forwards_hold_less(config: Config) -> None:
+    """Activations shrink with the rows that share a forward, and are computed in as many forwards more."""
+    whole, parts = (Session(config(rows_per_forward=rows, eval=None)).begin() for rows in (None, 1))
+    terms = [foreseen(session) for session in (whole, parts)]
+    assert terms[0] and terms[1] and terms[1]["activations"] < 0.5 * terms[0]["activations"]
+    assert (whole.forwards_per_step, parts.forwards_per_step) == (2, 16)
+
+
+def test_what_cannot_be_foreseen(config: Config) -> None:
+    """Generated completions have no known length; seconds need a measured machine."""
+    session = Session(config(label_words=None, objective="f1", completion_column="text", max_new_tokens=2)).begin()
+    assert foreseen(session) is None
+    settings = config()
+    session = Session(settings, model=meta_model(settings))
+    with pytest.raises(ValueError, match="measured"):
+        Forecast(session, session.build(), None).seconds()
+
+
+def test_said_names_the_largest_terms() -> None:
+    """The peak first, then three terms in their order; what is nothing is not said."""
+    terms = {"runtime": 3 * 10**8, "weights": 5 * 10**8, "activations": 10**6, "reused": 0, "state": 0, "peak": 10**9}
+    assert said(terms) == "about 1.0 GB (weights 500 MB, libraries 300 MB, activations 1 MB)"
