@@ -71,3 +71,22 @@ def test_export_takes_one_form(cli: Any, run_folder: Path, tmp_path: Path) -> No
     """Two forms at once are refused."""
     outcome = cli("export", run_folder, "--to", tmp_path / "out", "--merge", "--delta")
     assert outcome.code == 2 and "--merge and --delta were given. Remedy: give one of them." in outcome.stderr
+
+
+def test_cp_copies_a_run(cli: Any, run_folder: Path, tmp_path: Path) -> None:
+    """The copy is a run with the same journal; without a run there is nothing to copy."""
+    outcome = cli("cp", run_folder, tmp_path / "copy", "--no-snapshots", "--json")
+    assert outcome.code == 0 and json.loads(outcome.stdout)["to"] == str(tmp_path / "copy")
+    assert (tmp_path / "copy" / "journal.zoj").read_bytes() == (run_folder / "journal.zoj").read_bytes()
+    assert cli("cp", tmp_path / "none", tmp_path / "other").code == 4
+
+
+def test_push_takes_one_content(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags reach `push`; two contents are one too many."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("zotune.push.push", lambda *given: calls.append(given) or {"url": "u"})
+    assert json.loads(cli("push", run_folder, "me/x", "--journal", "--private", "--json").stdout) == {"url": "u"}
+    (run, repo, _, content, private, to, trust) = calls[0]
+    assert (run, repo, content, private, to, trust) == (run_folder, "me/x", "journal", True, None, False)
+    outcome = cli("push", run_folder, "me/x", "--journal", "--merge")
+    assert outcome.code == 2 and "--merge and --journal were given" in outcome.stderr

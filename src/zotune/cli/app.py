@@ -12,6 +12,7 @@ from zotune.cli import (
     branch,
     cat,
     checkout,
+    cp,
     data,
     demo,
     diff,
@@ -23,6 +24,7 @@ from zotune.cli import (
     ls,
     methods,
     plan,
+    push,
     replay,
     report,
     resume,
@@ -59,7 +61,9 @@ app.command("plan")(plan.command)
 app.command("tune")(tune.command)
 app.command("report")(report.command)
 app.command("export")(export.command)
+app.command("push")(push.command)
 app.command("ls")(ls.command)
+app.command("cp")(cp.command)
 app.command("cat")(cat.command)
 app.command("init")(init.command)
 app.command("methods")(methods.command)

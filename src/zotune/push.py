@@ -1,0 +1,174 @@
+"""`zotune push`: a run on the hub, with a model card and the journal, so that anyone can rebuild its weights.
+
+The repository holds the exported weights (or none of them: a journal is enough for who has the base model), README.md,
+and the run in a folder `zotune/` of its own, without the paths of this machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from zotune.config import TrainConfig
+from zotune.errors import ConfigError, UserError
+from zotune.export import export, publish
+from zotune.history.copy import copy
+from zotune.history.steps import count_steps, hash_at
+from zotune.journal import read as read_journal
+from zotune.resolve import config_of
+from zotune.run import RunPaths
+from zotune.watch import Watch
+
+Content = Literal["merge", "adapter", "delta", "journal"]
+FOLDER = "zotune"
+
+
+def push(
+    run: str | Path,
+    repo: str,
+    watch: Watch,
+    content: Content | None = None,
+    private: bool = False,
+    to: Path | None = None,
+    trust_remote_code: bool = False,
+    api: Any = None,
+) -> dict[str, Any]:
+    """Upload a run to the repository `repo` ("USER/NAME"), which is made where it is not there.
+
+    content: a form of `export`, None for its default, or "journal" for no weights. With `to` the folder is written
+    there and nothing is uploaded. api: in place of huggingface_hub's HfApi, which takes the token of `hf auth login`.
+    Returns repo, content, files, bytes and url. Raises ConfigError for a name that is none, UserError when the hub
+    refuses or cannot be reached, and what `export` raises.
+    """
+    _check_name(repo)
+    paths = RunPaths(run).check()
+    config = config_of(paths, trust_remote_code)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "repository"
+        found = _fill(paths, folder, config, repo, content, watch, trust_remote_code)
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        if to is not None:
+            found["bytes"] = publish(to, lambda aside: _copied(folder, aside))
+            return found | {"files": files, "to": str(to), "url": None}
+        url = _upload(folder, repo, private, api)
+        found["bytes"] = sum((folder / name).stat().st_size for name in files)
+    return found | {"files": files, "url": url}
+
+
+def _fill(
+    paths: RunPaths,
+    folder: Path,
+    config: TrainConfig,
+    repo: str,
+    content: Content | None,
+    watch: Watch,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    if content == "journal":
+        folder.mkdir()
+    else:
+        content = export(paths.folder, folder, watch, content, trust_remote_code=trust_remote_code)["form"]
+    copy(paths.folder, folder / FOLDER, snapshots=False)
+    own = RunPaths(folder / FOLDER)
+    own.timing.unlink(missing_ok=True)
+    own.config.write_text(_portable(config), encoding="utf-8")
+    (folder / "README.md").write_text(card(paths, config, repo, content), encoding="utf-8")
+    return {"repo": repo, "content": content}
+
+
+def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
+    """The model card: what was trained on what, how well it did, and how to rebuild it."""
+    from huggingface_hub import ModelCardData
+
+    header, records, _ = read_journal(paths.journal)
+    steps = count_steps(records)
+    local = Path(config.model).is_dir()
+    libraries = {"merge": "transformers", "adapter": "peft"}
+    data = ModelCardData(
+        base_model=None if local else config.model,
+        library_name=libraries.get(content),
+        tags=["zotune", "zeroth-order", config.method],
+    )
+    base = f"`{Path(config.model).name}`" if local else f"[{config.model}](https://huggingface.co/{config.model})"
+    lines = [
+        "---", data.to_yaml(), "---", "", f"# {repo.rpartition('/')[2]}", "",
+        f"{base}, trained with forward passes only by [zotune](https://pypi.org/project/zotune): {steps} steps of "
+        f"`{config.method}`, lr {header['config'].get('lr') or 'of the method'}, scope `{config.scope}`, seed "
+        f"{config.seed}, {config.dtype}.", "",
+        *_results(paths), "## Rebuild it", "",
+        f"The folder `{FOLDER}/` is the run: its config, its metrics and its journal "
+        f"({paths.journal.stat().st_size:,} bytes), which holds the losses of every step. From it and the base model "
+        "the weights come out again to the bit, without data:", "",
+        "```sh", f"hf download {repo} --include '{FOLDER}/*' --local-dir {repo.rpartition('/')[2]}",
+        f"zotune replay {repo.rpartition('/')[2]}/{FOLDER} --verify --to weights", "```", "",
+        *([f"`model:` in `{FOLDER}/config.yaml` must name the folder of the base model.", ""] if local else []),
+        f"- hash of the base weights: `{header['base_sha256']}`",
+        f"- hash of the trained weights: `{hash_at(records, steps) or 'not recorded: the run is not finished'}`",
+        f"- zotune {header['zotune']}, torch {header['torch']}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _results(paths: RunPaths) -> list[str]:
+    """The first and the last evaluation as a table; nothing without one."""
+    rows = [row for row in paths.logged() if row.get("eval")]
+    if not rows:
+        return []
+    keys = [
+        key for key in rows[0]["eval"] if key not in ("examples", "low", "high") and rows[0]["eval"][key] is not None
+    ]
+    lines = [
+        f"| on {rows[-1]['eval']['examples']} held-out rows | before | after {rows[-1]['step']} steps |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {key} | {rows[0]['eval'][key]:.4g} | {rows[-1]['eval'].get(key) or 0:.4g} |" for key in keys]
+    return [*lines, ""]
+
+
+def _portable(config: TrainConfig) -> str:
+    """The config without the folders of this machine: they help nobody else, and may tell what is private."""
+    from zotune.yaml12 import dump
+
+    values = config.course() | {"output_dir": FOLDER, "model": config.model}
+    if Path(config.model).is_dir():
+        values["model"] = Path(config.model).name
+    for name in ("train", "eval"):
+        path = getattr(config, name)
+        values[name] = None if path is None else path.name
+    if values.get("task"):
+        values["task"] = Path(str(values["task"])).name
+    return dump(values)
+
+
+def _copied(folder: Path, to: Path) -> None:
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+
+
+def _check_name(repo: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise ConfigError(f"{repo!r} is no name of a repository. Remedy: USER/NAME.") from None
+
+
+def _upload(folder: Path, repo: str, private: bool, api: Any) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    transport: Any = HfHubHTTPError.__bases__[0]  # of the library that it uses, which differs between its versions
+    hub = HfApi() if api is None else api
+    try:
+        made = hub.create_repo(repo, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=made.repo_id, folder_path=str(folder), commit_message="zotune push")
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, transport, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{repo} could not be pushed: {reason}. The run is as it was. Remedy: `hf auth login`, a look at the "
+            "network, or --to DIR to write the folder here."
+        ) from error
+    return str(made)

@@ -1,0 +1,124 @@
+"""What a push uploads: loadable weights, a card, and a run that others can replay; a hub in memory stands in."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, final
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+import zotune
+from zotune.config import TrainConfig
+from zotune.errors import ConfigError, UserError
+from zotune.push import push
+from zotune.revisit import replay
+from zotune.train import train
+from zotune.watch import Quiet
+
+Config = Callable[..., TrainConfig]
+
+
+@final
+class Hub:
+    """The two calls of HfApi that are used; keeps what was uploaded."""
+
+    def __init__(self, folder: Path, error: Exception | None = None) -> None:
+        self.folder, self.error, self.made = folder, error, {}  # type: ignore[var-annotated]
+
+    def create_repo(self, repo: str, **options: Any) -> Any:
+        """Note the repository; its address as text, as the real one has it."""
+        if self.error:
+            raise self.error
+        self.made = {"repo": repo, **options}
+        return type("RepoUrl", (str,), {"repo_id": repo})(f"https://hub/{repo}")
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> Any:
+        """Keep the folder."""
+        shutil.copytree(folder_path, self.folder)
+        return SimpleNamespace(commit_message=commit_message)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Hub:
+    """An empty one."""
+    return Hub(tmp_path / "hub")
+
+
+def test_pushed_run_is_replayed_by_somebody_else(config: Config, hub: Hub, tmp_path: Path) -> None:
+    """From the uploaded folder alone, and the base model under the name that the card says; the hash is the run's."""
+    settings = config(method="lozo", scope="last:1")
+    trained = train(settings, Quiet())
+    found = push(settings.output_dir, "me/trained", Quiet(), private=True, api=hub)
+    assert found["url"] == "https://hub/me/trained" and hub.made == {
+        "repo": "me/trained", "private": True, "exist_ok": True
+    }  # fmt: skip
+    loaded = AutoModelForCausalLM.from_pretrained(hub.folder)
+    whole = {name: p for name, p in loaded.named_parameters() if ".2." in name or "model.norm" in name}
+    assert whole
+    other = tmp_path / "elsewhere" / "run"
+    shutil.copytree(hub.folder / "zotune", other)
+    text = (other / "config.yaml").read_text()
+    assert str(tmp_path) not in text
+    (other / "config.yaml").write_text(text.replace(f"model: {Path(settings.model).name}", f"model: {settings.model}"))
+    assert replay(other, True, Quiet())["weights_sha256"] == trained["weights_sha256"]
+    base = AutoModelForCausalLM.from_pretrained(settings.model)
+    assert zotune.replay(other / "journal.zoj", base)["weights_sha256"] == trained["weights_sha256"]
+
+
+def test_card(config: Config, hub: Hub) -> None:
+    """Front matter that the hub reads, the figures of the run, both hashes, and no path of this machine."""
+    settings = config(scope="lora")
+    trained = train(settings, Quiet())
+    found = push(settings.output_dir, "me/trained", Quiet(), api=hub)
+    assert found["content"] == "adapter" and "adapter_model.safetensors" in found["files"]
+    card = (hub.folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front == {"library_name": "peft", "tags": ["zotune", "zeroth-order", "mezo"]}
+    assert trained["weights_sha256"] in card and f"| accuracy | {trained['accuracy_before']:.4g} |" in card
+    assert "zotune replay trained/zotune --verify" in card and str(settings.output_dir.parent) not in card
+
+
+def test_journal_alone(config: Config, hub: Hub) -> None:
+    """No weights at all: kilobytes."""
+    settings = config()
+    train(settings, Quiet())
+    found = push(settings.output_dir, "me/small", Quiet(), "journal", api=hub)
+    assert found["files"] == ["README.md", "zotune/config.yaml", "zotune/journal.zoj", "zotune/metrics.jsonl"]
+    assert found["bytes"] < 20_000
+
+
+def test_to_writes_here_and_uploads_nothing(config: Config, tmp_path: Path) -> None:
+    """For a look before it is public."""
+    settings = config()
+    train(settings, Quiet())
+    found = push(settings.output_dir, "me/small", Quiet(), "journal", to=tmp_path / "look", api=Hub(tmp_path / "no"))
+    assert (tmp_path / "look" / "zotune" / "journal.zoj").exists() and found["url"] is None
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_the_hub_refuses_is_one_error(config: Config, tmp_path: Path) -> None:
+    """No token, no network, no name: the thing and the remedy; nothing is changed."""
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    settings = config()
+    train(settings, Quiet())
+    before = sorted(path.name for path in settings.output_dir.iterdir())
+    for error in (LocalTokenNotFoundError("no token"), ConnectionError("unreachable")):
+        with pytest.raises(UserError, match="could not be pushed.*hf auth login"):
+            push(settings.output_dir, "me/x", Quiet(), "journal", api=Hub(tmp_path / "no", error))
+    with pytest.raises(ConfigError, match="is no name of a repository"):
+        push(settings.output_dir, "a/b/c", Quiet(), api=Hub(tmp_path / "no"))
+    assert sorted(path.name for path in settings.output_dir.iterdir()) == before
+
+
+def test_offline_nothing_is_sent(config: Config) -> None:
+    """HF_HUB_OFFLINE, under which all tests run: the real client refuses before a socket is opened."""
+    settings = config()
+    train(settings, Quiet())
+    with pytest.raises(UserError, match="could not be pushed"):
+        push(settings.output_dir, "me/x", Quiet(), "journal")
