@@ -37,3 +37,17 @@ def test_a_file_that_cannot_be_written_is_said_first(cli: Any, fakes: Any, tmp_p
     """No forward pass before the config of --write was read."""
     outcome = cli("tune", "--model", "m", "--train", "t", "--write", tmp_path / "none.yaml")
     assert outcome.code == 2 and "none.yaml cannot be read" in outcome.stderr
+
+
+def test_trials(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`zotune tune --trials` passes its flags on, writes the values, and prints the trials."""
+    calls: list[tuple[Any, ...]] = []
+    result = {"lr": 1e-3, "eps": 2e-3, "loss": 0.5, "trials": [{"lr": 1e-3, "eps": 2e-3, "loss": 0.5}]}
+    monkeypatch.setattr("zotune.search.search", lambda *given: calls.append(given) or result)
+    file = tmp_path / "run.yaml"
+    file.write_text("model: m\ntrain: t.jsonl\noutput_dir: out\n")
+    words = ["tune", "--config", file, "--write", file, "--trials", "7", "--trial-steps", "5"]
+    outcome = cli(*words, "--study", tmp_path / "s.db", "--json")
+    assert outcome.code == 0 and json.loads(outcome.stdout)["loss"] == 0.5
+    assert calls[0][2:] == (7, 5, tmp_path / "s.db") and "lr: 0.001" in file.read_text()
+    assert "1.0e-03" in cli(*words).stderr

@@ -27,10 +27,20 @@ def command(
         typer.Option("--write", metavar="FILE", help="Config in which lr and eps are set.", show_default=False),
     ] = None,
     directions: Annotated[int, typer.Option("--directions", help="Random directions to measure along.", min=2)] = 8,
+    trials: Annotated[
+        int | None, typer.Option("--trials", help="Search by optuna: so many short runs.", min=1, show_default=False)
+    ] = None,
+    trial_steps: Annotated[
+        int | None, typer.Option("--trial-steps", help="Steps of a trial. Default: --steps.", min=1)
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", metavar="FILE", help="Keep the trials here, to go on later.", show_default=False),
+    ] = None,
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Find eps and the learning rate. A few hundred forward passes; no weight changes."""
+    """Find eps and the learning rate. A few hundred forward passes, or --trials; no weight changes."""
 
     def body(session: Session) -> dict[str, Any]:
         from zotune.resolve import read_file, resolve
@@ -43,12 +53,26 @@ def command(
 
         if write is not None:
             read_file(write)  # a file that cannot be read is said before the work
-        found = tune(resolved, session.watch, directions)
+        if trials is None:
+            found = tune(resolved, session.watch, directions)
+        else:
+            from zotune.search import search
+
+            found = search(resolved, session.watch, trials, trial_steps, study)
         if write is not None:
             write_values(write, {"lr": found["lr"], "eps": found["eps"]})
         return found | ({} if write is None else {"written": str(write)})
 
-    execute(body, as_json, _show)
+    execute(body, as_json, _show if trials is None else _show_trials)
+
+
+def _show_trials(session: Session, found: dict[str, Any]) -> None:
+    session.watch.say("held-out loss by lr and eps, the best first; those without were given up")
+    for row in sorted(found["trials"], key=lambda row: math.inf if row["loss"] is None else row["loss"]):
+        loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+        session.watch.say(f"{row['lr']:8.1e}  {row['eps']:8.1e}  {loss}")
+    written = f"; written to {found['written']}" if "written" in found else ""
+    session.watch.say(f"lr: {found['lr']:.3g}\neps: {found['eps']:.3g}\n{len(found['trials'])} trials{written}")
 
 
 def _show(session: Session, found: dict[str, Any]) -> None:
