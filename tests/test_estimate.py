@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from zotune.errors import ConfigError
-from zotune.estimate import OneSided, Point, Probe, TwoSided
+from zotune.estimate import OneSided, Point, Probe, TwoSided, signal_to_noise
 from zotune.noise import Key
 
 
@@ -62,3 +64,10 @@ def test_one_sided_refuses_what_is_no_radius_or_count(wrong):
     """The same limits as for two sides."""
     with pytest.raises(ConfigError, match="must be"):
         OneSided(**wrong)
+
+
+def test_signal_to_noise_is_the_t_of_a_paired_test() -> None:
+    """By hand for differences 1, 2, 3: mean 2, standard error 1/sqrt(3); the edges say what they are."""
+    assert signal_to_noise([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == pytest.approx(2 * 3**0.5)
+    assert math.isnan(signal_to_noise([1.0], [0.0]))
+    assert signal_to_noise([1.0, 2.0], [0.0, 1.0]) == math.inf and signal_to_noise([1.0, 2.0], [1.0, 2.0]) == 0

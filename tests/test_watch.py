@@ -62,8 +62,22 @@ def test_plain_lines_are_rare() -> None:
 def test_a_line_says_loss_rate_eta_and_memory() -> None:
     """The parts of a progress line."""
     stream, clock = io.StringIO(), Clock()
-    Console(stream, clock, {}).step(10, 250, 0.69314, 0.5, {"memory_bytes": 1.25e9, "g": -12.5})
-    assert stream.getvalue() == "step 10/250  loss 0.6931  2.00 steps/s  ETA 2m00s  memory 1.2 GB  g -12.5\n"
+    Console(stream, clock, {}).step(10, 250, 0.69314, 0.5, {"memory_bytes": 1.25e9, "g": -12.5, "tokens/s": 640})
+    assert (
+        stream.getvalue() == "step 10/250  loss 0.6931  g -12.5  2.00 steps/s  ETA 2m00s  memory 1.2 GB  tokens/s 640\n"
+    )
+
+
+def test_the_line_remembers_the_last_evaluation() -> None:
+    """Its first score, until the next one."""
+    stream, clock = io.StringIO(), Clock()
+    console = Console(stream, clock, {})
+    console.eval(0, {"accuracy": 0.5, "loss": 0.7})
+    console.step(1, 1, 0.5, 1.0, {"memory_bytes": 1e6})
+    console.eval(1, {"reward": 0.25})
+    console.step(1, 1, 0.5, 1.0, {"memory_bytes": 1e6})
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("step")]
+    assert lines[0].endswith("memory 1 MB  eval accuracy 50.0 %") and lines[1].endswith("eval reward 0.250")
 
 
 def test_nan_is_shown() -> None:

@@ -72,6 +72,20 @@ class Estimator(ABC):
         """Take back what `state` returned."""
 
 
+def signal_to_noise(first: Sequence[float], second: Sequence[float]) -> float:
+    """How clear the difference between two points is: |mean| over standard error, of the examples' differences.
+
+    Below 1 or 2 the examples that were drawn decide its sign. NaN for fewer than two examples, inf where all agree.
+    """
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    if len(differences) < 2:
+        return math.nan
+    mean = math.fsum(differences) / len(differences)
+    variance = math.fsum((d - mean) ** 2 for d in differences) / (len(differences) - 1)
+    error = math.sqrt(variance / len(differences))
+    return abs(mean) / error if error else math.inf if mean else 0.0
+
+
 def check_radius(eps: float) -> None:
     """Raises ConfigError unless `eps` is a positive number."""
     if not 0 < eps < math.inf:

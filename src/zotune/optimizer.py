@@ -20,7 +20,7 @@ from zotune import kernels
 from zotune.diagnose import first_non_finite
 from zotune.direction import Direction, State, Target, add_up
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
-from zotune.estimate import Estimator, Point, Probe
+from zotune.estimate import Estimator, Point, Probe, signal_to_noise
 from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
 from zotune.perturb import Evaluator, Mode, Objective, Perturber, spread_out
 from zotune.records import StepRecord
@@ -106,6 +106,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.fold_every = fold_every
         self.halve_eps, self.halvings = halve_eps, 0
         self.steps = 0  # steps taken
+        self.signal_to_noise = math.nan  # of the last step's first two points
         self.record: Callable[[StepRecord], None] | None = None  # called before each update, for a journal
         self._losses: list[list[tuple[float, float]]] = []  # for each point, (loss, weight) of each example
         self._last: list[Probe] = []
@@ -251,6 +252,8 @@ class ZerothOrder(torch.optim.Optimizer):
             )
         losses = self._reduced()
         probes = self.estimator.probes(self.seed, self.steps, losses)  # what refuses does so before anything is written
+        first, *others = ([loss for loss, _ in seen] for seen in self._losses[:2])
+        self.signal_to_noise = signal_to_noise(first, others[0]) if others else math.nan
         self._losses = []
         record = StepRecord(self.steps, tuple(float(group["lr"]) for group in self.param_groups), losses)
         if self.record is not None:

@@ -138,7 +138,8 @@ class Session:
 
     def _divide(self) -> None:
         size = self.config.micro_batch_size or self.config.batch_size
-        self.units = make_units(self.objective.lengths(self.examples), size, self.config.seed)
+        self.lengths = self.objective.lengths(self.examples)
+        self.units = make_units(self.lengths, size, self.config.seed)
         self.units_per_step = self.config.batch_size // size
 
     def _optimizer(self) -> ZerothOrder:
@@ -175,6 +176,11 @@ class Session:
         """Forward passes of the first step."""
         parts = -(-(self.config.batch_size // self.units_per_step) // (self.config.rows_per_forward or 2**32))
         return len(self.optimizer.estimator.points(self.config.seed, 0)) * self.units_per_step * parts
+
+    def tokens(self, step: int) -> int:
+        """Tokens of the examples of a step, without padding; every point of the step reads them."""
+        units = units_of_step(len(self.units), self.units_per_step, self.config.seed, step)
+        return sum(self.lengths[i] for unit in units for i in self.units[unit])
 
     def parts(self, unit: int) -> list[list[int]]:
         """The examples of a unit, in the groups that share a forward: all of them, or `rows_per_forward` each."""
@@ -298,7 +304,8 @@ def check_same(recorded: dict[str, Any], now: dict[str, Any], paths: RunPaths) -
     for key in ("method", "arguments", "seed", "parameters", "groups", *said):
         if key in recorded and recorded[key] != now.get(key):
             what = said.get(key, f"{key}: {now.get(key)!r} for {recorded[key]!r}")
+            hashes = f" ({str(now.get(key))[:16]}, it was {str(recorded[key])[:16]})" if key.endswith("_sha256") else ""
             raise RunError(
-                f"{paths.folder} cannot continue: {what} since the run began. "
+                f"{paths.folder} cannot continue: {what} since the run began{hashes}. "
                 "Remedy: restore what it began with, or start another run."
             )

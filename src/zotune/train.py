@@ -292,13 +292,22 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
     _mark(session, folder, journal, hashed)
     while optimizer.steps < config.steps:
         start = time.perf_counter()
+        before = optimizer.evaluator.forwards
         with skips.guard(optimizer, record, watch):
             session.step()
         seconds = time.perf_counter() - start
+        forwards = optimizer.evaluator.forwards - before
+        points = len(optimizer.estimator.points(config.seed, optimizer.steps - 1))
         spent += seconds
         advisor.see(written[-1], written[-1].lrs[0])
         loss = _log_step(session, folder, written[-1])
-        watch.step(optimizer.steps, config.steps, loss, seconds, {"g": _coef(session, written.pop())})
+        extra = {
+            "g": _coef(session, written.pop()),
+            "snr": optimizer.signal_to_noise,
+            "forwards/s": forwards / seconds,
+            "tokens/s": session.tokens(optimizer.steps - 1) * points / seconds,
+        }
+        watch.step(optimizer.steps, config.steps, loss, seconds, extra)
         if _due(session, optimizer.steps):
             _evaluate(session, folder, watch)
         _mark(session, folder, journal, hashed)

@@ -16,6 +16,7 @@ LIVE_SECONDS = 0.1  # between two drawings of the live line
 _SHARES = {"accuracy": "accuracy", "f1": "F1", "exact_match": "exact match", "macro_f1": "macro F1"}
 _NUMBERS = ("reward", "metric")
 SCORES = (*list(_SHARES)[1:], *_NUMBERS)
+_FIRST = ("g", "snr")  # what is said of a step before its pace
 SMOOTHING = 0.1  # weight of the newest step in the rate
 
 
@@ -71,6 +72,7 @@ class Console:
         self._colour = self._live and not environment.get("NO_COLOR")
         self._drawn = 0  # width of the live line on the screen
         self._next = -1.0  # when the next line is due
+        self._last = ""  # the last evaluation, in short
         self._pace = 0.0  # smoothed seconds per step; 0 before the first
         self.stop: BaseException | None = None  # raised at the next step, where a signal's own exception was lost
 
@@ -108,6 +110,9 @@ class Console:
         """The result of an evaluation on a line of its own."""
         parts = []
         low, high = result.get("low"), result.get("high")
+        short = [f"{name} {100 * result[key]:.1f} %" for key, name in _SHARES.items() if result.get(key) is not None]
+        short += [f"{key} {result[key]:.3f}" for key in (*_NUMBERS, "loss") if result.get(key) is not None]
+        self._last = f"eval {short[0]}" if short else ""
         for key, name in _SHARES.items():
             if result.get(key) is None:
                 continue
@@ -126,6 +131,7 @@ class Console:
 
     def _progress(self, step: int, steps: int, loss: float, extra: Mapping[str, float]) -> str:
         parts = [f"step {step}/{steps}", f"loss {loss:.4f}"]
+        parts += [f"{name} {value:.3g}" for name, value in extra.items() if name in _FIRST]
         if self._pace > 0:
             rate = 1 / self._pace
             parts.append(f"{rate:.2f} steps/s" if rate >= 0.1 else f"{self._pace:.1f} s/step")
@@ -133,7 +139,8 @@ class Console:
         memory = extra.get("memory_bytes") or memory_bytes()
         if memory:
             parts.append(f"memory {size(memory)}")
-        parts += [f"{name} {value:.4g}" for name, value in extra.items() if name != "memory_bytes"]
+        parts += [self._last] if self._last else []
+        parts += [f"{name} {value:.4g}" for name, value in extra.items() if name not in (*_FIRST, "memory_bytes")]
         return "  ".join(parts)
 
     def _width(self) -> int:
