@@ -163,7 +163,7 @@ def test_check_same(config: Config, tmp_path: Path, key: str, said: str) -> None
     now = Session(config()).begin().header()
     check_same(json.loads(json.dumps(now)), now, RunPaths(tmp_path))
     check_same({name: value for name, value in now.items() if name != key}, now, RunPaths(tmp_path))
-    with pytest.raises(RunError, match=f"cannot continue: {said}.*since the run began. Remedy:"):
+    with pytest.raises(RunError, match=f"cannot continue: {said}.*since the run began.*[.] Remedy:"):
         check_same({**now, key: "else"}, now, RunPaths(tmp_path))
     with pytest.raises(RunError, match="steps is 7 in config.yaml, the run began with 8"):
         check_same({**now, "config": {**now["config"], "steps": 8}}, now, RunPaths(tmp_path))
