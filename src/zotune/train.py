@@ -51,9 +51,9 @@ def train(
     metric: Callable[..., Any] | None = None,
     group: Group | None = None,
 ) -> dict[str, Any]:
-    """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds and, with
-    held-out rows, accuracy_before and accuracy_after (None where something else is measured), loss_before, loss_after,
-    and so on for f1, exact_match, macro_f1, reward or metric.
+    """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds,
+    forwards (of the whole run's steps) and, with held-out rows, accuracy_before and accuracy_after (None where
+    something else is measured), loss_before, loss_after, and so on for f1, exact_match, macro_f1, reward or metric.
 
     `rewards` or `metric` are functions in place of those that a config can name; code that it names is imported.
     `group`: the processes that share the work; all of them call this, and process 0 alone writes.
@@ -290,6 +290,7 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
         "weights_sha256": sha256,
         "journal_bytes": journal.size,
         "seconds": spent,
+        "forwards": session.forwards(optimizer.steps),
     }
     if session.group is not None:
         result |= {"processes": session.group.size, "message_bytes": session.group.message_bytes}
