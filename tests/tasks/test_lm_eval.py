@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,10 @@ def test_include(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("training_split: train\n", ""), "has no training_split. Remedy"),
-        (("training_split: train\n", "training_split: validation\n"), "tests on the split 'validation', so it is not"),
+        (
+            ("validation_split: validation\n", "validation_split: [validation]\n"),
+            "has no test_split or validation_split",
+        ),
         (
             ("doc_to_target: label", "doc_to_target: !function utils.target"),
             "doc_to_target is the function utils.target",
@@ -132,6 +135,27 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, change: tuple[str, st
     (tmp_path / "utils.py").write_text("raise SystemExit('run')\n")
     with pytest.raises(ConfigError, match=said):
         find(written(tmp_path, LISTED.replace(*change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("training_split: train\n", ""), "has no training_split, so it is not trained on. Remedy"),
+        (("training_split: train\n", "training_split: validation\n"), "tests on the split 'validation', so it is not"),
+        (("validation_split: validation\n", ""), "tests on the split 'train', so it is not"),
+    ],
+)
+def test_what_is_tested_is_not_trained_on(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    """Such a task gives rows to evaluate on, and none to train or to choose settings on."""
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split, "label": 1}) + "\n")
+    task = written(tmp_path, LISTED.replace(*change))
+    config = TrainConfig(model="m", task=task, data_dir=tmp_path, output_dir=tmp_path / "run")
+    source = load_source(config, training=False)
+    assert source.train is None and source.eval is not None and len(source.eval.rows) == 1
+    for training, part in ((True, "test"), (False, "dev")):
+        with pytest.raises(ConfigError, match=said):
+            load_source(dataclasses.replace(config, eval_split=part), training)
 
 
 def test_a_choice_template_runs_nothing(tmp_path: Path) -> None:

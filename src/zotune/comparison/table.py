@@ -20,10 +20,14 @@ NOTE = (
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Aligned lines: the columns, a line for each row; why a row could not run stands in place of its figures."""
-    cells = [COLUMNS, *map(_cells, rows)]
-    whole = [line for line in cells if len(line) == len(COLUMNS)]
-    widths = [max(len(line[i]) for line in whole) for i in range(len(COLUMNS))]
-    widths[0] = max(len(line[0]) for line in cells)
+    return aligned([COLUMNS, *map(_cells, rows)])
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row of cells, columns side by side; the last cell of a shorter row may be of any width."""
+    columns = max(map(len, cells))
+    settled = [line if len(line) == columns else line[:-1] for line in cells]
+    widths = [max((len(line[i]) for line in settled if len(line) > i), default=0) for i in range(columns)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in cells]
 
 
@@ -41,24 +45,24 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if "error" in row:
-        return (row["row"], "-", f"cannot run: {row['error']}")
+        return (row["row"], "-", " ".join(f"cannot run: {row['error']}".split()))
     forwards = f"{row['forwards']:,}" + ("+b" if row.get("backwards") else "")
     at_least = "at least " if row.get("continued") else ""
     return (
         row["row"],
         row.get("scope") or "-",
-        _score(row),
-        _number(row.get("loss"), ".3f"),
-        _number(row.get("lr"), "g"),
-        _number(row.get("steps"), ","),
+        score(row),
+        number(row.get("loss"), ".3f"),
+        number(row.get("lr"), "g"),
+        number(row.get("steps"), ","),
         forwards,
         at_least + duration(row["seconds"]),
         size(row["peak_memory_bytes"]) if row.get("peak_memory_bytes") else "-",
     )
 
 
-def _score(row: Mapping[str, Any]) -> str:
-    """What the evaluation measured, with its interval."""
+def score(row: Mapping[str, Any]) -> str:
+    """What an evaluation measured, with its interval; - where it measured nothing but the loss."""
     for names, factor, digits, unit in ((_SHARES, 100, 1, " %"), (_NUMBERS, 1, 3, "")):
         for name in names:
             if row.get(name) is None:
@@ -70,7 +74,7 @@ def _score(row: Mapping[str, Any]) -> str:
     return "-"
 
 
-def _number(value: Any, form: str) -> str:
+def number(value: Any, form: str) -> str:
     """A number, or the word that stands for one that is not finite."""
     if value is None:
         return "-"

@@ -5,7 +5,8 @@ Read are `dataset_path`, `dataset_name`, `training_split`, `validation_split`, `
 Prompts and continuations are the harness' own without few-shot examples, so accuracies compare with its `acc`.
 
 Differs from the harness in: templates run in our sandbox; `!function`, which is Python of the task's folder, is not
-run; a task without a training split of its own, or whose training split is the one that is tested, is refused.
+run; a task without a training split of its own, or whose training split is the one that is tested, is evaluated, but
+not trained on.
 """
 
 from __future__ import annotations
@@ -32,20 +33,18 @@ Field = Callable[[Row], Any]
 
 
 def read_task(path: Path) -> Task:
-    """The task of a YAML file. Raises ConfigError for one that cannot be trained on here, and says why."""
+    """The task of a YAML file. Raises ConfigError for one that cannot be used here, and says why."""
     digest = sha256()
     values = _read(path, digest, 0)
-    for name in ("dataset_path", "training_split", "doc_to_text", "doc_to_target"):
+    for name in ("dataset_path", "doc_to_text", "doc_to_target"):
         if not isinstance(values.get(name), str | int) or isinstance(values.get(name), bool):
             raise ConfigError(f"{path} has no {name}. Remedy: add it; a YAML may `include` the harness' file.")
     if values.get("process_docs") is not None:
         raise ConfigError(f"{path}: process_docs is Python, which is not run. Remedy: prepare the rows in files.")
-    train, tested = values["training_split"], values.get("test_split") or values.get("validation_split")
-    if tested is None or train == tested:
-        raise ConfigError(
-            f"{path}: the harness tests on the split {tested or train!r}, so it is not trained on. "
-            "Remedy: name another training_split, with a test_split or validation_split beside it."
-        )
+    train = values.get("training_split")
+    tested = values.get("test_split") or values.get("validation_split") or train
+    if not isinstance(tested, str):
+        raise ConfigError(f"{path} has no test_split or validation_split. Remedy: add one.")
     kind = values.get("output_type", "generate_until")
     if kind not in ("multiple_choice", "generate_until"):
         raise ConfigError(f"{path}: output_type {kind!r} is not trained. Remedy: multiple_choice or generate_until.")
@@ -54,13 +53,26 @@ def read_task(path: Path) -> Task:
         name=str(values.get("task", path.stem)),
         hub=str(values["dataset_path"]),
         subset=values.get("dataset_name"),
-        train=str(train),
-        test=str(tested),
+        train=str(train or ""),
+        test=tested,
         causal=render,
         loss="options" if kind == "multiple_choice" else "target",
         metric="accuracy" if kind == "multiple_choice" else "f1",
         digest=digest.hexdigest(),
+        untrained=_untrained(path, train, tested),
     )
+
+
+def _untrained(path: Path, train: Any, tested: str) -> str:
+    """Why the harness' file gives nothing to train on, empty where it does."""
+    if not train:
+        return f"{path} has no training_split, so it is not trained on. Remedy: add one; a YAML may `include` the file."
+    if train == tested:
+        return (
+            f"{path}: the harness tests on the split {tested!r}, so it is not trained on. "
+            "Remedy: name another training_split, with a test_split or validation_split beside it."
+        )
+    return ""
 
 
 def _read(path: Path, digest: Any, depth: int) -> dict[str, Any]:
