@@ -1,7 +1,7 @@
 """Tuning modes on a real model and a real task: LoRA, prefix and prompt tuning, the output head; beside them what needs
-no training, and AdamW. One call of what `zotune compare` calls, then a replay and an export of every run.
+no training, and AdamW on LoRA. One call of what `zotune compare` calls, then a replay and an export of every run.
 
-python bench/modes.py [--steps 150] [--threads 1] [--rows mezo-lora,mezo-prefix] [--folder FOLDER] [--busy] [--json]
+python bench/modes.py [--steps 100] [--threads 1] [--rows mezo-lora,mezo-prefix] [--folder FOLDER] [--busy] [--json]
 
 SmolLM2-135M-Instruct and movie-review sentences, as in `zotune demo`; one seed each. lr and eps of MeZO are those of
 `zotune tune` with four directions on the training rows, eps rounded to where its slopes are trusted; no figure of the
@@ -27,7 +27,7 @@ from zotune.export import export
 from zotune.revisit import replay
 from zotune.watch import Console, Quiet
 
-TRAIN_ROWS, TEST_ROWS, GRADIENT_STEPS = 512, 200, 64
+TRAIN_ROWS, TEST_ROWS, GRADIENT_STEPS = 512, 200, 48
 COMMON: dict[str, Any] = {
     "template": "{{ text }} It was",
     "label_words": ["terrible", "great"],
@@ -38,7 +38,6 @@ COMMON: dict[str, Any] = {
 }
 ROWS = (
     "zero-shot", "in-context", "linear-probe", "mezo-head", "mezo-lora", "mezo-prefix", "mezo-prompt", "adamw-lora",
-    "adamw-full",
 )  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "in-context": {"demonstrations": 4},
@@ -47,7 +46,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mezo-prompt": {"lr": "1e-2", "eps": "1e-3"},
     "mezo-head": {"lr": "3e-4", "eps": "3e-4"},
     "adamw-lora": {"steps": GRADIENT_STEPS},
-    "adamw-full": {"steps": GRADIENT_STEPS},
 }
 
 
@@ -116,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rows", default=",".join(ROWS))
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--busy", action="store_true", help="say in the table that the machine did other work")

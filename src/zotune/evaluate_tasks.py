@@ -44,7 +44,7 @@ def evaluate_tasks(
     """
     if not names:
         raise ConfigError("tasks names none. Remedy: --tasks sst2,rte.")
-    found = [(name, _known(name)) for name in names]
+    found = [(name, _known(name, config.allow_task_code)) for name in names]
     model, steps = load_model(config), 0
     if run is not None:
         steps = replay_onto(RunPaths(run).check(), model, watch)["steps"]
@@ -62,10 +62,10 @@ def evaluate_tasks(
     return {"steps": steps, "tasks": results}
 
 
-def _known(name: str) -> Task | None:
+def _known(name: str, allow_code: bool) -> Task | None:
     """The task, or None for a name that lm-eval may know. Raises ConfigError where there is nobody else to ask."""
     try:
-        return find(name)
+        return find(name, allow_code)
     except ConfigError as error:
         if Path(name).suffix or not importlib.util.find_spec("lm_eval"):
             raise

@@ -89,10 +89,12 @@ def resume(
     rewards: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     metric: Callable[..., Any] | None = None,
     group: Group | None = None,
+    allow_task_code: bool = False,
 ) -> dict[str, Any]:
     """Continue an interrupted run to its last step; returns what `train` returns. A finished run changes nothing.
 
     Functions that the run's config names are imported only with `trust_reward`; `rewards` or `metric` stand for them.
+    `trust_remote_code` and `allow_task_code` allow what no config can.
     With a `group`, process 0 reads the run and tells the others. Raises RunError when the base model, the rows or the
     config are no longer those of the run.
     """
@@ -100,19 +102,23 @@ def resume(
     passed = given_functions(rewards, metric)
     if group is not None and group.rank:
         return _follow(
-            paths, watch, trust_remote_code, lambda config: functions_of_run(config, trust_reward, passed), group
+            paths,
+            watch,
+            {"trust_remote_code": trust_remote_code, "allow_task_code": allow_task_code},
+            lambda config: functions_of_run(config, trust_reward, passed),
+            group,
         )
     paths.refuse_links()
     if paths.config.exists() and not paths.journal.exists():
         if paths.holds_run():
             raise RunError(f"{paths.folder} has lost its {paths.journal.name}. Remedy: restore it from a copy.")
         watch.say("The run was stopped before its first step: it starts anew.")
-        config = config_of(paths, trust_remote_code)
+        config = config_of(paths, trust_remote_code, allow_task_code)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
         return _begin(config, watch, functions, group)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
-        config = config_of(paths, trust_remote_code)
+        config = config_of(paths, trust_remote_code, allow_task_code)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
         return _continue(config, folder, journal, watch, functions, group)
@@ -128,7 +134,7 @@ def _tell(group: Group | None, paths: RunPaths) -> None:
 def _follow(
     paths: RunPaths,
     watch: Watch,
-    trust_remote_code: bool,
+    allowed: dict[str, bool],
     functions_of: Callable[[TrainConfig], Functions],
     group: Group,
 ) -> dict[str, Any]:
@@ -136,7 +142,7 @@ def _follow(
     from zotune.distributed.follower import told
 
     values, folder, journal = told(group, paths)
-    config = resolve({**values, "output_dir": paths.folder, "trust_remote_code": trust_remote_code})
+    config = resolve({**values, "output_dir": paths.folder, **allowed})
     functions = functions_of(config)
     if journal is None:
         return _begin(config, watch, functions, group)

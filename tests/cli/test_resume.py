@@ -14,9 +14,14 @@ def test_resume(cli: Any, fakes: Any, run_folder: Path) -> None:
     assert json.loads(outcome.stdout) == fakes.results["resume"]
     (name, arguments, named) = fakes.calls[-1]
     assert name == "resume" and arguments[0] == run_folder
-    assert named == {"trust_remote_code": False, "trust_reward": False, "group": None}
-    assert cli("resume", run_folder, "--trust-remote-code", "--trust-reward").code == 0
-    assert fakes.calls[-1][2] == {"trust_remote_code": True, "trust_reward": True, "group": None}
+    assert named == {"trust_remote_code": False, "trust_reward": False, "group": None, "allow_task_code": False}
+    assert cli("resume", run_folder, "--trust-remote-code", "--trust-reward", "--allow-task-code").code == 0
+    assert fakes.calls[-1][2] == {
+        "trust_remote_code": True,
+        "trust_reward": True,
+        "group": None,
+        "allow_task_code": True,
+    }
 
 
 def test_resume_needs_a_run(cli: Any, fakes: Any, tmp_path: Path) -> None:

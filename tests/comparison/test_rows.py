@@ -70,6 +70,10 @@ def test_what_decides_a_result() -> None:
     assert row.settings() == one("lozo", output_dir=Path("x"), threads=3, device="cpu").settings()
     others = [one("lozo", "lozo.lr=1e-5"), one("lozo", seed=1), make_rows(shared(), ["lozo"], tune=True)[0]]
     assert all(other.settings() != row.settings() for other in others)
+    # What a row has no use for does not matter to it.
+    assert one("zero-shot", steps=5, lr=1.0, method="mezo", method_args={}).settings() == one("zero-shot").settings()
+    assert one("adamw", eps=1.0, queries=3).settings() == one("adamw").settings() != one("adamw", steps=5).settings()
+    assert one("zero-shot", max_length=9).settings() != one("zero-shot").settings()
     few, more = (one("in-context", f"in-context.demonstrations={n}").settings() for n in (2, 4))
     assert few != more
 

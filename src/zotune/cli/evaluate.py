@@ -9,7 +9,7 @@ import typer
 
 from zotune.cli.frame import Json, Session, TrustReward, execute
 from zotune.cli.options import values_of, with_options
-from zotune.config import TrainConfig, flag
+from zotune.config import NEVER_FROM_FILE, TrainConfig, flag
 from zotune.errors import ConfigError
 from zotune.run import RunPaths
 
@@ -18,6 +18,7 @@ NAMES = (
     "labels", "task", "data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "calibrated",
     "objective", "reward", "reward_weights", "reward_timeout", "metric", "max_new_tokens", "temperature", "stop",
     "eval_batch_size", "max_length", "dtype", "device", "threads", "trust_remote_code",
+    "allow_task_code",
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def _on_tasks(session: Session, run: Path | None, names: list[str], values: dict
         if name in values:
             raise ConfigError(f"tasks and {name} were given: a task has its own. Remedy: leave {flag(name)} out.")
     of_model = ("dtype", "device", "threads", "max_length", "eval_batch_size", "max_new_tokens", "temperature")
-    own = {name: value for name, value in values.items() if name in ("model", "trust_remote_code", *of_model)}
+    own = {name: value for name, value in values.items() if name in ("model", *NEVER_FROM_FILE, *of_model)}
     if run is None:
         if "model" not in values:
             raise ConfigError("model is missing. Remedy: name a run folder, or give --model.")

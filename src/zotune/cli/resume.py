@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zotune.cli.frame import Json, RunArgument, Session, TrustRemoteCode, TrustReward, execute
+from zotune.cli.frame import AllowTaskCode, Json, RunArgument, Session, TrustRemoteCode, TrustReward, execute
 from zotune.run import RunPaths
 
 
@@ -12,6 +12,7 @@ def command(
     run: RunArgument,
     trust_remote_code: TrustRemoteCode = False,
     trust_reward: TrustReward = False,
+    allow_task_code: AllowTaskCode = False,
     as_json: Json = False,
 ) -> None:
     """Continue a run that was stopped or killed. It ends as if nothing had happened."""
@@ -26,6 +27,13 @@ def command(
             from zotune.train import resume
 
             with tracked_run(paths, session.watch, session.leads) as watch:
-                return resume(run, watch, trust_remote_code=trust_remote_code, trust_reward=trust_reward, group=group)
+                return resume(
+                    run,
+                    watch,
+                    trust_remote_code=trust_remote_code,
+                    trust_reward=trust_reward,
+                    group=group,
+                    allow_task_code=allow_task_code,
+                )
 
     execute(body, as_json)

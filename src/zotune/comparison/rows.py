@@ -28,6 +28,12 @@ OWN = (
 DEMONSTRATIONS = "demonstrations"
 # What may differ when a comparison goes on: where it lies and what watches it. The rest is compared.
 _FREE = ("output_dir", "device", "threads", "reward_timeout", "track", "snapshot_every")
+# Options of the config that a row without zeroth-order steps has no use for; and, without any training.
+_OF_METHODS = (
+    "method", "method_args", "eps", "queries", "blocks", "lanes", "fold_every", "on_nonfinite", "reuse_mb", "eval_every",
+    "parallel", "check_every",
+)  # fmt: skip
+_OF_TRAINING = (*_OF_METHODS, *(name for name in OWN if name != "dtype"))
 
 
 @final
@@ -45,7 +51,9 @@ class Row:
 
     def settings(self) -> dict[str, Any]:
         """What decides the row's result: a finished one is kept as long as this is the same."""
-        return {**comparable(self.config), "given": sorted(self.given), "tuned": self.tuned, **self._demonstrations()}
+        unused = _OF_TRAINING if self.kind in UNTRAINED else _OF_METHODS if self.kind in GRADIENTS else ()
+        used = {name: value for name, value in comparable(self.config).items() if name not in unused}
+        return {**used, "given": sorted(self.given), "tuned": self.tuned, **self._demonstrations()}
 
     def _demonstrations(self) -> dict[str, Any]:
         return {DEMONSTRATIONS: self.given[DEMONSTRATIONS]} if DEMONSTRATIONS in self.given else {}

@@ -116,7 +116,13 @@ def _zeroth_order(row: Row, watch: Watch) -> dict[str, Any]:
     if begun:
         _check_same(paths, config)
         # Its config equals the one that the user gave: what it names is the user's own.
-        result = resume(paths.folder, watch, config.trust_remote_code, trust_reward=True)
+        result = resume(
+            paths.folder,
+            watch,
+            config.trust_remote_code,
+            trust_reward=True,
+            allow_task_code=config.allow_task_code,
+        )
     else:
         result = train(config, watch)
     header, records, _ = read(paths.journal)
@@ -153,7 +159,8 @@ def _check_same(paths: RunPaths, config: TrainConfig) -> None:
     """Raises RunError unless the run that is there began with these very options."""
     from zotune.resolve import config_of
 
-    before, now = comparable(config_of(paths, config.trust_remote_code)), comparable(config)
+    own = config_of(paths, config.trust_remote_code, config.allow_task_code)
+    before, now = comparable(own), comparable(config)
     other = [f"{name} {before[name]!r} (now {now[name]!r})" for name in now if before[name] != now[name]]
     if other:
         raise RunError(f"{paths.folder} began with {'; '.join(other)}. Remedy: choose another --output-dir.")

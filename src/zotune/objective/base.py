@@ -52,7 +52,7 @@ class Objective(ABC):
     the same one, so that activations captured from one serve the other. one_at_a_time: why several points cannot ride
     in one forward; empty where they may. set_level: whether a batch has one loss, of shape (), and no losses of its
     examples; then `over_set` measures a whole set. says: what is scored, in words, where that is not plain. parts: the
-    names of several scores whose weighted sum is the metric: `judge` then gives a tuple for each example, the sum first.
+    names of several scores whose weighted sum is the metric: `judge` then gives a row for each example, the sum first.
     """
 
     metric: str = "accuracy"
