@@ -30,8 +30,8 @@ DEMONSTRATIONS = "demonstrations"
 _FREE = ("output_dir", "device", "threads", "reward_timeout", "track", "snapshot_every")
 # Options of the config that a row without zeroth-order steps has no use for; and, without any training.
 _OF_METHODS = (
-    "method", "method_args", "eps", "queries", "blocks", "lanes", "fold_every", "on_nonfinite", "reuse_mb", "eval_every",
-    "parallel", "check_every",
+    "method", "method_args", "eps", "queries", "blocks", "lanes", "fold_every", "on_nonfinite", "reuse_mb",
+    "eval_every", "parallel", "check_every",
 )  # fmt: skip
 _OF_TRAINING = (*_OF_METHODS, *(name for name in OWN if name != "dtype"))
 
