@@ -78,7 +78,12 @@ def test_other_settings_are_not_mixed(config: Config, tmp_path: Path, monkeypatc
         run(shared, "adamw", settings=["adamw.lr=1e-2"])
     more = dataclasses.replace(shared, threads=2)
     assert len(run(more, "zero-shot", "adamw", settings=["adamw.lr=1e-3"])["rows"]) == 2
-    (tmp_path / "run" / "rows" / "adamw.json").write_text("{")
+    path = tmp_path / "run" / "rows" / "adamw.json"
+    older = json.loads(path.read_text())
+    del older["settings"]["calibrated"]  # a version without it
+    path.write_text(json.dumps(older))
+    assert run(more, "adamw", settings=["adamw.lr=1e-3"])["rows"][0]["loss"] == 0.5
+    path.write_text("{")
     with pytest.raises(RunError, match="is not a measured row. Remedy: delete it"):
         run(shared, "adamw")
 

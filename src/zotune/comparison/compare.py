@@ -20,7 +20,7 @@ from typing import Any
 
 from zotune.comparison.rows import Row
 from zotune.comparison.table import markdown
-from zotune.config import TrainConfig
+from zotune.config import OPTIONS, TrainConfig
 from zotune.durable import json_line, write_file
 from zotune.errors import ConfigError, RunError
 from zotune.lock import FolderLock
@@ -90,9 +90,11 @@ def _kept(folder: Path, row: Row) -> dict[str, Any] | None:
     if "error" in found:  # what was in its way may be gone
         return None
     now = json.loads(json_line(row.settings()))
-    other = [name for name in now if before.get(name) != now[name]]
+    # An option that one of the two versions of zotune does not have decided nothing.
+    both = [name for name in {**before, **now} if name not in OPTIONS or (name in before and name in now)]
+    other = [name for name in both if before.get(name) != now.get(name)]
     if other:
-        listed = "; ".join(f"{name} {before.get(name)!r} (now {now[name]!r})" for name in other)
+        listed = "; ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in other)
         raise RunError(f"{path} was measured with {listed}. Remedy: the same settings, or another --output-dir.")
     return dict(found)
 
