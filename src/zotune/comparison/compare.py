@@ -109,15 +109,19 @@ def _measured(folder: Path, row: Row) -> dict[str, Any]:
     # -P: nothing that lies where the command was started takes the place of a library.
     command = [sys.executable, "-P", "-m", "zotune.comparison.work"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+        assert process.stdin is not None
         try:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has died already: how, is said below
+            # A process that has died already does not read: how it ended is said below.
+            with contextlib.suppress(BrokenPipeError):
                 process.stdin.write((json_line(job) + "\n").encode())
                 process.stdin.flush()
             code = process.wait()
         except BaseException:
             _stop(process)
             raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
     if not path.exists():
         return {"row": row.name, "error": _ended(code)}
     found: dict[str, Any] = json.loads(path.read_bytes())
