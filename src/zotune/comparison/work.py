@@ -107,6 +107,7 @@ def _zeroth_order(row: Row, watch: Watch) -> dict[str, Any]:
     from zotune.train import resume, train
 
     paths = RunPaths(row.config.output_dir)
+    paths.refuse_links()
     begun = paths.config.exists() and paths.holds_run()
     config = row.config
     if row.tuned:
