@@ -64,6 +64,7 @@ def run_script(file: str) -> None:
 
 def shortened(words: list[str]) -> list[str]:
     more = {"train": ["--steps", "3", "--threads", "1"], "plan": [], "tune": ["--directions", "2", "--threads", "1"]}
+    more["compare"] = more["train"]
     return [*words[1:], *more.get(words[1], [])]
 
 

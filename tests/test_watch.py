@@ -159,6 +159,10 @@ def test_eval_without_accuracy() -> None:
         ({"macro_f1": 0.5, "loss": -0.5}, "macro F1 50.0 %, loss -0.5000"),
         ({"reward": 3.5, "low": 3, "high": 4, "loss": -3.5}, "reward 3.5000 (95 % interval 3.000 to 4.000), loss -3.5"),
         ({"metric": 0.125, "loss": -0.125}, "metric 0.1250, loss -0.1250"),
+        (
+            {"reward": 1.0, "reward_a": 0.5, "reward_b": 2, "loss": -1},
+            "reward 1.0000, reward_a 0.5000, reward_b 2.0000, loss",
+        ),
     ],
 )
 def test_eval_of_a_score(result: dict[str, float], said: str) -> None:

@@ -19,13 +19,13 @@ from zotune.errors import ConfigError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-# Only the user's own flag may let a model's code run: never a file that may come from someone else's run.
-NEVER_FROM_FILE = ("trust_remote_code",)
+# Only the user's own flag may let other people's code run: never a file that may come from someone else's run.
+NEVER_FROM_FILE = ("trust_remote_code", "allow_task_code")
 # Where things lie, what computes them and in how much memory: a run may be moved. All other options stay what the run
 # began with. rows_per_forward and eval_batch_size change the last bits of losses, nothing that they are losses of.
 PLACES = (
     "model", "train", "eval", "data_dir", "output_dir", "device", "threads", "parallel", "check_every", "track",
-    "reward_timeout", "trust_remote_code", "reuse_mb", "rows_per_forward", "eval_batch_size",
+    "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb", "rows_per_forward", "eval_batch_size",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
@@ -144,6 +144,7 @@ class TrainConfig:
     check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]
     trust_remote_code: Annotated[bool, Opt("Let the model's own code run. Never taken from a file.")] = False
+    allow_task_code: Annotated[bool, Opt("Let a task's YAML run functions of its folder. Never from a file.")] = False
     threads: Annotated[int | None, Opt("CPU threads. Default: torch's.", ge=1)] = None
 
     def __post_init__(self) -> None:

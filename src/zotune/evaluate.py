@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any, final
 
@@ -30,7 +30,8 @@ class Evaluation:
 
     accuracy, correct, and low..high (Wilson's 95 % interval of the accuracy) are None without labels.
     score: the objective's metric where that is no accuracy: a mean over examples (f1, exact_match, reward) with
-    low..high from its spread, or one number of the whole set (macro_f1, metric) without; metric: its name.
+    low..high from its spread, or one number of the whole set (macro_f1, metric) without; metric: its name. parts: the
+    mean of each of several rewards, over the examples that it applies to; None where there are none.
     """
 
     loss: float
@@ -41,10 +42,14 @@ class Evaluation:
     high: float | None
     score: float | None = None
     metric: str = "accuracy"
+    parts: Mapping[str, float | None] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: loss, accuracy, examples, low, high; the score under its metric's name where there is one."""
+        """Plain values: loss, accuracy, examples, low, high; the score under its metric's name where there is one, and
+        its parts as reward_NAME.
+        """
         found = {key: getattr(self, key) for key in ("loss", "accuracy", "examples", "low", "high")}
+        found |= {f"reward_{name}": value for name, value in self.parts.items()}
         return found if self.score is None else found | {self.metric: self.score}
 
 
@@ -79,10 +84,21 @@ def evaluate(
     if not found:
         return Evaluation(loss, None, None, count, None, None)
     if objective.metric != "accuracy":
-        mean, bounded = sum(found) / len(found), objective.metric in _BOUNDED
-        return Evaluation(loss, None, None, count, *_around(found, bounded), mean, objective.metric)
+        parts = _means(objective.parts, found)
+        scores = [row[0] for row in found] if objective.parts else found
+        mean, bounded = sum(scores) / len(scores), objective.metric in _BOUNDED
+        return Evaluation(loss, None, None, count, *_around(scores, bounded), mean, objective.metric, parts)
     correct = sum(found)
     return Evaluation(loss, correct / count, correct, count, *wilson(correct, count))
+
+
+def _means(names: Sequence[str], found: Sequence[Any]) -> dict[str, float | None]:
+    """The mean of each part over the examples that it applies to; an example's row begins with their sum."""
+    means: dict[str, float | None] = {}
+    for place, name in enumerate(names, start=1):
+        values = [row[place] for row in found if row[place] is not None]
+        means[name] = sum(values) / len(values) if values else None
+    return means
 
 
 def _around(scores: Sequence[float], bounded: bool) -> tuple[float | None, float | None]:

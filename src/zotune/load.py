@@ -123,7 +123,7 @@ def make_objective(
     Raises ConfigError for a task that has no prompt for this kind of model.
     """
     kind = model_kind(model)
-    task = None if config.task is None else find(config.task)
+    task = None if config.task is None else find(config.task, config.allow_task_code)
     if config.generates:
         row = source.first.rows[0] if source is not None else {}
         return generated(config, tokenizer, kind, functions or find_functions(config), task, row)

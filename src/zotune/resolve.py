@@ -51,7 +51,7 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
         if values.pop(name, False):
             raise ConfigError(
                 f"{path} line {lines[name]}: {name} cannot be set by a file. Remedy: remove it there and "
-                f"pass {flag(name)} if you trust the model's code."
+                f"pass {flag(name)} if you trust that code."
             )
     return values, lines
 
@@ -82,9 +82,10 @@ def resolve(
     return TrainConfig(**_required(options), method_args=arguments)
 
 
-def config_of(paths: RunPaths, trust_remote_code: bool = False) -> TrainConfig:
-    """The run's own config; the folder may have been moved since. Only the caller can allow the model's own code."""
-    return resolve({"output_dir": paths.folder, "trust_remote_code": trust_remote_code}, paths.config)
+def config_of(paths: RunPaths, trust_remote_code: bool = False, allow_task_code: bool = False) -> TrainConfig:
+    """The run's own config; the folder may have been moved since. Only the caller can allow code of others."""
+    allowed = {"trust_remote_code": trust_remote_code, "allow_task_code": allow_task_code}
+    return resolve({"output_dir": paths.folder, **allowed}, paths.config)
 
 
 def _required(values: dict[str, Any]) -> dict[str, Any]:

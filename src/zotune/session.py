@@ -207,6 +207,11 @@ class Session:
                 self.optimizer.estimate(self.objective, batch, within=within)
         self.optimizer.step()
 
+    def forwards(self, steps: int) -> int:
+        """Forward passes of the first `steps` steps: of one micro-batch at one point each."""
+        points = self.optimizer.estimator.points
+        return self.units_per_step * sum(len(points(self.config.seed, step)) for step in range(steps))
+
     def replay(self, record: StepRecord) -> None:
         """Apply a recorded step; a method that reads the layers' inputs is shown those of the step's first unit."""
         if self.optimizer.direction.reads_inputs and not skipped(record):

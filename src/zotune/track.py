@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, final
 
-from zotune.config import TrainConfig
+from zotune.config import NEVER_FROM_FILE, TrainConfig
 from zotune.errors import ConfigError, UserError
 from zotune.resolve import config_of
 from zotune.run import RunPaths
@@ -117,5 +117,5 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in values.items()
-        if value is not None and not isinstance(value, Path) and key != "trust_remote_code"
+        if value is not None and not isinstance(value, Path) and key not in NEVER_FROM_FILE
     }

@@ -54,9 +54,9 @@ def train(
     metric: Callable[..., Any] | None = None,
     group: Group | None = None,
 ) -> dict[str, Any]:
-    """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds and, with
-    held-out rows, accuracy_before and accuracy_after (None where something else is measured), loss_before, loss_after,
-    and so on for f1, exact_match, macro_f1, reward or metric.
+    """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds,
+    forwards (of the whole run's steps) and, with held-out rows, accuracy_before and accuracy_after (None where
+    something else is measured), loss_before, loss_after, and so on for f1, exact_match, macro_f1, reward or metric.
 
     `rewards` or `metric` are functions in place of those that a config can name; code that it names is imported.
     `group`: the processes that share the work; all of them call this, and process 0 alone writes.
@@ -93,12 +93,14 @@ def resume(
     rewards: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     metric: Callable[..., Any] | None = None,
     group: Group | None = None,
+    allow_task_code: bool = False,
     places: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Continue an interrupted run to its last step; returns what `train` returns. A finished run changes nothing.
 
     `places`: options that a run may go on with other values of (config.PLACES), such as rows_per_forward, this time.
     Functions that the run's config names are imported only with `trust_reward`; `rewards` or `metric` stand for them.
+    `trust_remote_code` and `allow_task_code` allow what no config can.
     With a `group`, process 0 reads the run and tells the others. Raises RunError when the base model, the rows or the
     config are no longer those of the run.
     """
@@ -109,7 +111,7 @@ def resume(
         return _follow(
             paths,
             watch,
-            trust_remote_code,
+            {"trust_remote_code": trust_remote_code, "allow_task_code": allow_task_code},
             lambda config: functions_of_run(config, trust_reward, passed),
             group,
             places,
@@ -119,12 +121,12 @@ def resume(
         if paths.holds_run():
             raise RunError(f"{paths.folder} has lost its {paths.journal.name}. Remedy: restore it from a copy.")
         watch.say("The run was stopped before its first step: it starts anew.")
-        config = replace(config_of(paths, trust_remote_code), **places)
+        config = replace(config_of(paths, trust_remote_code, allow_task_code), **places)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
         return _begin(config, watch, functions, group)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
-        config = replace(config_of(paths, trust_remote_code), **places)
+        config = replace(config_of(paths, trust_remote_code, allow_task_code), **places)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
         return _continue(config, folder, journal, watch, functions, group)
@@ -150,7 +152,7 @@ def _tell(group: Group | None, paths: RunPaths) -> None:
 def _follow(
     paths: RunPaths,
     watch: Watch,
-    trust_remote_code: bool,
+    allowed: dict[str, bool],
     functions_of: Callable[[TrainConfig], Functions],
     group: Group,
     places: Mapping[str, Any],
@@ -159,7 +161,7 @@ def _follow(
     from zotune.distributed.follower import told
 
     values, folder, journal = told(group, paths)
-    config = resolve({**values, "output_dir": paths.folder, "trust_remote_code": trust_remote_code, **places})
+    config = resolve({**values, "output_dir": paths.folder, **allowed, **places})
     functions = functions_of(config)
     if journal is None:
         return _begin(config, watch, functions, group)
@@ -324,6 +326,7 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
         "journal_bytes": journal.size,
         "seconds": spent,
         "peak_memory_bytes": peak,
+        "forwards": session.forwards(optimizer.steps),
     }
     if session.group is not None:
         result |= {"processes": session.group.size, "message_bytes": session.group.message_bytes}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from zotune.config import OPTIONS, TrainConfig
+from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
 from zotune.run import RunFolder
 
 Line = Callable[..., list[str]]
@@ -106,7 +106,7 @@ def test_config_file_flags_and_python_agree(cli: Any, line: Line, tmp_path: Path
     again = last(cli("train", "--config", file, "--output-dir", tmp_path / "again", "--json"))
     assert again["weights_sha256"] == first["weights_sha256"]
     values = yaml.safe_load(file.read_text())
-    assert set(values) == set(OPTIONS) - {"trust_remote_code"}
+    assert set(values) == set(OPTIONS) - set(NEVER_FROM_FILE)
     third = train(TrainConfig(**{**values, "output_dir": tmp_path / "third"}), Quiet())
     assert third["weights_sha256"] == first["weights_sha256"]
     other = last(cli("train", "--config", file, "--output-dir", tmp_path / "other", "--rank", "1", "--json"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -55,3 +57,41 @@ def test_errors(cli: Any, fakes: Any, run_folder: Path, arguments: list[str], co
     outcome = cli("eval", *(run_folder if word == "RUN" else word for word in arguments))
     assert outcome.code == code and message in outcome.stderr
     assert "evaluate_run" not in [call[0] for call in fakes.calls]
+
+
+TABLE = {"steps": 3, "tasks": [
+    {"task": "sst2", "accuracy": 0.75, "low": 0.4, "high": 0.9, "loss": 0.5, "examples": 1000},
+    {"task": "rte", "error": "why"},
+]}  # fmt: skip
+
+
+def test_several_tasks(cli: Any, fakes: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run or a model, the options of the tasks apart from those of the model; one table."""
+    calls: list[Any] = []
+    stand_in = ModuleType("zotune.evaluate_tasks")
+    stand_in.evaluate_tasks = lambda *given: calls.append(given) or TABLE  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "zotune.evaluate_tasks", stand_in)
+    flags = ["--tasks", "sst2, rte", "--data-dir", "rows", "--eval-rows", "50"]
+    outcome = cli("eval", run_folder, *flags, "--eval-batch-size", "4")
+    assert outcome.code == 0, outcome.stderr
+    config, run, names, given, _ = calls[0]
+    assert run == run_folder and names == ["sst2", "rte"] and given == {"data_dir": "rows", "eval_rows": "50"}
+    assert config.eval_batch_size == 4 and config.output_dir == run_folder
+    assert "sst2  75.0 % (40.0 to 90.0)  0.500  1,000" in outcome.stderr and "rte   cannot run: why" in outcome.stderr
+    assert json.loads(cli("eval", "--model", "m", "--tasks", "sst2", "--json").stdout) == TABLE
+    assert calls[1][1] is None and calls[1][0].model == "m"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "sst2"], "model is missing. Remedy: name a run folder, or give --model"),
+        (["RUN", "--model", "m", "--tasks", "sst2"], "a run and --model were given"),
+        (["--model", "m", "--tasks", "sst2", "--eval", "e"], "tasks and eval were given"),
+        (["--model", "m", "--tasks", "sst2", "--label-words", "a,b"], "Remedy: leave --label-words out"),
+    ],
+)
+def test_errors_of_tasks(cli: Any, fakes: Any, run_folder: Path, arguments: list[str], message: str) -> None:
+    """What is missing or contradicts itself is named."""
+    outcome = cli("eval", *(run_folder if word == "RUN" else word for word in arguments))
+    assert outcome.code == 2 and message in outcome.stderr

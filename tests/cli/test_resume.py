@@ -14,9 +14,11 @@ def test_resume(cli: Any, fakes: Any, run_folder: Path) -> None:
     assert json.loads(outcome.stdout) == fakes.results["resume"]
     (name, arguments, named) = fakes.calls[-1]
     assert name == "resume" and arguments[0] == run_folder
-    assert named == {"trust_remote_code": False, "trust_reward": False, "group": None, "places": {}}
-    assert cli("resume", run_folder, "--trust-remote-code", "--trust-reward").code == 0
-    assert fakes.calls[-1][2] == {"trust_remote_code": True, "trust_reward": True, "group": None, "places": {}}
+    off = {"trust_remote_code": False, "trust_reward": False, "allow_task_code": False, "group": None, "places": {}}
+    assert named == off
+    assert cli("resume", run_folder, "--trust-remote-code", "--trust-reward", "--allow-task-code").code == 0
+    allowed = {"trust_remote_code": True, "trust_reward": True, "allow_task_code": True}
+    assert fakes.calls[-1][2] == {**off, **allowed}
     assert cli("resume", run_folder, "--rows-per-forward", "2", "--eval-batch-size", "1", "--reuse-mb", "0").code == 0
     assert fakes.calls[-1][2]["places"] == {"rows_per_forward": 2, "eval_batch_size": 1, "reuse_mb": 0}
 

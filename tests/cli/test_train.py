@@ -46,6 +46,7 @@ def test_every_option_has_its_flag(cli: Any, fakes: Any) -> None:
         "method_args",
         "track",  # opens trackers: tests/test_track.py
         "trust_remote_code",
+        "allow_task_code",
     }
     flags = [word for name, value in GIVEN.items() for word in (flag(name), value)]
     outcome = cli("train", *flags, "--rank", "2", "--method-arg", "interval=50", "--trust-remote-code")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zotune.config import FIXED
+from zotune.config import FIXED, NEVER_FROM_FILE
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.history.branch import branch
 from zotune.history.diff import diff
@@ -63,7 +63,7 @@ def test_other_rows(run: Path, tmp_path: Path, movies: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("name", [*FIXED, "output_dir", "trust_remote_code"])
+@pytest.mark.parametrize("name", [*FIXED, "output_dir", *NEVER_FROM_FILE])
 def test_what_the_shared_steps_mean_is_fixed(run: Path, tmp_path: Path, name: str) -> None:
     """An option that the recorded losses depend on, and what only a user's own flag may set, are refused by name."""
     with pytest.raises(ConfigError, match=f"^{name} cannot be changed by a branch"):

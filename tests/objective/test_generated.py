@@ -22,6 +22,9 @@ from zotune.objective.generated import Generated
 from zotune.objective.language_model import LanguageModel
 from zotune.objective.reward import Compared, Reward, Weighted
 from zotune.objective.set_metric import SetMetric
+from zotune.run import RunPaths
+from zotune.train import train
+from zotune.watch import Quiet
 
 one_thread = models.one_thread
 ROWS = [
@@ -299,3 +302,41 @@ def test_long_prompts_keep_their_end(make: Any, caplog: pytest.LogCaptureFixture
     objective = make(Compared("f1"))
     (example,) = objective.encode([{"text": "fine " * 80 + "great", "completion": "x"}])
     assert len(example.prompt) == 64 - 5 and example.cut and "1 of 1 examples did not fit" in caplog.text
+
+
+def test_several_rewards_are_told_apart(make: Any, make_model: Any) -> None:
+    """An evaluation has the sum and the plain mean of each, over the examples that it applies to, in any batches."""
+
+    def odd(completions: list[str], level: list[int], **columns: Any) -> list[float | None]:
+        return [float(each) if each % 2 else None for each in level]
+
+    def never(completions: list[str], **columns: Any) -> list[float | None]:
+        return [None for _ in completions]
+
+    score = Weighted([reward(checksum), reward(odd), reward(never)], [2.0, 0.5, 1.0])
+    objective, model = make(score), make_model("llama")
+    examples = objective.encode(ROWS)
+    found = [evaluate(model, objective, examples, size) for size in (2, 5)]
+    assert list(found[0].parts) == ["checksum", "odd", "never"]
+    values = found[0].as_dict()
+    assert found[1].as_dict() == pytest.approx(values)
+    first, second, third = (values[f"reward_{name}"] for name in ("checksum", "odd", "never"))
+    alone = evaluate(model, make(Weighted([reward(checksum)])), examples, 5)
+    assert first == pytest.approx(alone.score) and (second, third) == (3.0, None)  # levels 1, 3 and 5
+    assert values["reward"] == pytest.approx(2 * first + 0.5 * (1 + 3 + 5) / 5)
+    assert alone.parts == {} and [key for key in alone.as_dict() if key.startswith("reward_")] == []
+
+
+def test_a_run_tells_of_each_reward(config: Any) -> None:
+    """Before and after in what `train` returns, and in the evaluations of its metrics."""
+
+    def length(completions: list[str], **columns: Any) -> list[float]:
+        return [float(len(each)) for each in completions]
+
+    settings = config(template=None, label_words=None, scope="norms", max_new_tokens=3, steps=2, batch_size=4)
+    found = train(settings, Quiet(), rewards=[checksum, length])
+    rows = [row["eval"] for row in RunPaths(settings.output_dir).logged() if row.get("eval")]
+    for when, row in (("before", rows[0]), ("after", rows[-1])):
+        both = [found[f"reward_{name}_{when}"] for name in ("checksum", "length")]
+        assert both == [row["reward_checksum"], row["reward_length"]]
+        assert sum(both) == pytest.approx(found[f"reward_{when}"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from zotune.errors import ConfigError, DataError, FunctionError
-from zotune.objective.functions import given
+from zotune.objective.functions import Named, given
 from zotune.objective.reward import Answers, Compared, Reward, Weighted
 
 
@@ -119,3 +119,13 @@ def test_checks_reach_every_part() -> None:
 
     with pytest.raises(ConfigError, match="needs an argument 'gold'"):
         Weighted([Compared("f1"), reward(needs)]).check(["text"], True)
+
+
+def test_parts_of_a_sum() -> None:
+    """Each example's sum and the scores behind it; names without files, unless two would be the same."""
+    both = Weighted([Compared("f1"), Compared("exact_match")], [1.0, 10.0])
+    assert both.split(answers("a great plot", "fine")) == [[0.5, 0.5, 0.0], [11.0, 1.0, 1.0]]
+    assert both.parts == ("f1", "exact_match") and Weighted([Compared("f1")]).parts == ()
+    named = [Reward(Named(name, len), 1) for name in ("x/a.py:score", "b.py:score", "pack.mod:other")]
+    assert Weighted(named[1:]).parts == ("score", "other")
+    assert Weighted(named).parts == ("a.py:score", "b.py:score", "pack.mod:other")

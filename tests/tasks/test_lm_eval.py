@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from zotune.config import TrainConfig
 from zotune.data.source import load_source
 from zotune.errors import ConfigError, DataError
+from zotune.resolve import read_file
 from zotune.tasks import find
+from zotune.yaml12 import parse_mapping
 
 LISTED = r"""
 task: opinion
@@ -114,11 +117,13 @@ def test_include(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("training_split: train\n", ""), "has no training_split. Remedy"),
-        (("training_split: train\n", "training_split: validation\n"), "tests on the split 'validation', so it is not"),
+        (
+            ("validation_split: validation\n", "validation_split: [validation]\n"),
+            "has no test_split or validation_split",
+        ),
         (
             ("doc_to_target: label", "doc_to_target: !function utils.target"),
-            "doc_to_target is the function utils.target",
+            "doc_to_target is the function utils.target, code that is not run unasked. Remedy: read utils.py",
         ),
         (("output_type: multiple_choice", "output_type: loglikelihood_rolling"), "is not trained"),
         (("description:", "process_docs: !function utils.docs\ndescription:"), "process_docs is Python"),
@@ -132,6 +137,27 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, change: tuple[str, st
     (tmp_path / "utils.py").write_text("raise SystemExit('run')\n")
     with pytest.raises(ConfigError, match=said):
         find(written(tmp_path, LISTED.replace(*change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("training_split: train\n", ""), "has no training_split, so it is not trained on. Remedy"),
+        (("training_split: train\n", "training_split: validation\n"), "tests on the split 'validation', so it is not"),
+        (("validation_split: validation\n", ""), "tests on the split 'train', so it is not"),
+    ],
+)
+def test_what_is_tested_is_not_trained_on(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    """Such a task gives rows to evaluate on, and none to train or to choose settings on."""
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split, "label": 1}) + "\n")
+    task = written(tmp_path, LISTED.replace(*change))
+    config = TrainConfig(model="m", task=task, data_dir=tmp_path, output_dir=tmp_path / "run")
+    source = load_source(config, training=False)
+    assert source.train is None and source.eval is not None and len(source.eval.rows) == 1
+    for training, part in ((True, "test"), (False, "dev")):
+        with pytest.raises(ConfigError, match=said):
+            load_source(dataclasses.replace(config, eval_split=part), training)
 
 
 def test_a_choice_template_runs_nothing(tmp_path: Path) -> None:
@@ -155,3 +181,68 @@ def test_the_rows_of_a_run(tmp_path: Path) -> None:
         assert len(source.train.rows) == 3 and len(source.eval.rows) == 3
         hashes.append((source.train.sha256, source.eval.sha256))
     assert hashes[0][0] != hashes[1][0] and hashes[0][1] == hashes[1][1]
+
+
+CODED = LISTED.replace("{{text}}\\nOpinion:\\n", "X").replace('doc_to_text: "X"', "doc_to_text: !function utils.ask")
+CODED = CODED.replace("doc_to_target: label", "doc_to_target: !function utils.right")
+CODED = CODED.replace('["bad", "good {{text|length}}"]', "!function utils.choices")
+UTILS = """
+def ask(doc):
+    return "Is it good? " + doc.pop("text")
+def right(doc):
+    return 1 - doc["label"]
+def choices(doc):
+    return ["no", "yes"]
+"""
+
+
+def test_functions_of_the_folder_run_when_allowed(tmp_path: Path) -> None:
+    """Prompt, choices and target from Python beside the file; the row itself stays; other code is another task."""
+    (tmp_path / "utils.py").write_text(UTILS)
+    file = written(tmp_path, CODED)
+    with pytest.raises(
+        ConfigError, match="doc_to_text is the function utils.ask, code that is not run unasked. .*--allow"
+    ):
+        find(file)
+    task, row = find(file, allow_code=True), {"text": "fine film", "label": 1}
+    assert task.causal is not None
+    found = task.causal(row)
+    assert (found.prompt, found.candidates, found.right) == ("Judge.\nIs it good? fine film", (" no", " yes"), (0,))
+    assert row == {"text": "fine film", "label": 1}
+    with pytest.raises(DataError, match="doc_to_target, utils.right, failed: KeyError: 'label'. Remedy"):
+        task.causal({"text": "x"})
+    (tmp_path / "utils.py").write_text(UTILS + "\n# changed\n")
+    assert find(file, allow_code=True).digest != task.digest
+
+
+@pytest.mark.parametrize(
+    "name", ["../utils.ask", "sub.utils.ask", "/x/utils.ask", "utils", ".ask", "utils.", "link.ask"]
+)
+def test_functions_of_other_folders_never_run(tmp_path: Path, name: str) -> None:
+    """Neither a path, nor a package, nor a link leads out of the file's folder."""
+    inner = tmp_path / "inner"
+    (inner / "sub").mkdir(parents=True)
+    for folder in (tmp_path, inner / "sub"):
+        (folder / "utils.py").write_text("raise SystemExit('run')\n")
+    (inner / "link.py").symlink_to(tmp_path / "utils.py")
+    with pytest.raises(ConfigError, match="(no function of a file beside it|is not valid YAML).*Remedy"):
+        find(written(inner, CODED.replace("utils.ask", name)), allow_code=True)
+
+
+def test_a_run_cannot_allow_itself_code(tmp_path: Path) -> None:
+    """Only the flag does: the key in a run's config is an error, and a config that is written never has it."""
+    (tmp_path / "utils.py").write_text(UTILS)
+    for split, count in (("train", 6), ("validation", 3)):
+        rows = [{"text": f"{split} {n}", "label": n % 2} for n in range(count)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = written(tmp_path, CODED)
+    config = TrainConfig(
+        model="m", task=file, data_dir=tmp_path, output_dir=tmp_path / "run", train_rows=4, allow_task_code=True
+    )
+    assert load_source(config).train is not None
+    again = TrainConfig(**parse_mapping(config.to_yaml(), "c")[0])
+    with pytest.raises(ConfigError, match="not run unasked"):
+        load_source(again)
+    (tmp_path / "config.yaml").write_text(config.to_yaml() + "allow_task_code: true\n")
+    with pytest.raises(ConfigError, match="allow_task_code cannot be set by a file.*--allow-task-code"):
+        read_file(tmp_path / "config.yaml")

@@ -12,6 +12,7 @@ from zotune.cli import (
     branch,
     cat,
     checkout,
+    compare,
     cp,
     data,
     demo,
@@ -59,6 +60,7 @@ app.command("verify")(verify.command)
 app.command("diff")(diff.command)
 app.command("plan")(plan.command)
 app.command("tune")(tune.command)
+app.command("compare")(compare.command)
 app.command("report")(report.command)
 app.command("export")(export.command)
 app.command("push")(push.command)

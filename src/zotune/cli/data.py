@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NAMES = (
     "model", "data_format", "text_column", "label_column", "completion_column", "template", "label_words", "labels",
     "objective", "max_new_tokens", "task", "data_dir", "data_seed", "shots", "train_rows", "max_length",
-    "trust_remote_code",
+    "trust_remote_code", "allow_task_code",
 )  # fmt: skip
 
 

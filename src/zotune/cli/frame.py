@@ -30,6 +30,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a folder that has 
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the model's own code run. Never taken from a file.")
 ]
+AllowTaskCode = Annotated[
+    bool, typer.Option("--allow-task-code", help="Let a task's YAML run functions of its folder. Never from a file.")
+]
 
 TrustReward = Annotated[
     bool, typer.Option("--trust-reward", help="Import the reward or metric that the run's config names.")

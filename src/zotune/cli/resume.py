@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zotune.cli.frame import Json, RunArgument, Session, TrustRemoteCode, TrustReward, execute
+from zotune.cli.frame import AllowTaskCode, Json, RunArgument, Session, TrustRemoteCode, TrustReward, execute
 from zotune.run import RunPaths
 
 
@@ -14,6 +14,7 @@ def command(
     run: RunArgument,
     trust_remote_code: TrustRemoteCode = False,
     trust_reward: TrustReward = False,
+    allow_task_code: AllowTaskCode = False,
     rows_per_forward: Annotated[
         int | None, typer.Option(help="Evaluate in parts of so many rows: less memory, same steps.", min=1)
     ] = None,
@@ -44,6 +45,7 @@ def command(
                     trust_reward=trust_reward,
                     group=group,
                     places=places,
+                    allow_task_code=allow_task_code,
                 )
 
     execute(body, as_json)

@@ -65,7 +65,7 @@ def _untokenised(config: TrainConfig, row: dict[str, Any]) -> dict[str, Any]:
         return {"row": row}
     from zotune.tasks import find
 
-    task = find(config.task)
+    task = find(config.task, config.allow_task_code)
     render = task.causal or task.masked
     assert render is not None
     shown = render(row)

@@ -71,7 +71,7 @@ def _of_task(config: TrainConfig, training: bool) -> Source:
     from zotune.tasks.rows import Wanted, rows_of
 
     assert config.task is not None
-    task = find(config.task)
+    task = find(config.task, config.allow_task_code)
     wanted = Wanted(
         data_dir=config.data_dir,
         part=config.eval_split,

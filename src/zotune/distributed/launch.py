@@ -80,9 +80,15 @@ def begin(config: TrainConfig, watch: Watch, group: Group | None) -> dict[str, A
         from zotune.train import resume
 
         watch.say("torchrun started the processes again: the run goes on.")
-        trusted = config.trust_remote_code
         # The config is the user's own, so the functions that it names are too.
-        return resume(config.output_dir, watch, trusted, trust_reward=True, group=group)
+        return resume(
+            config.output_dir,
+            watch,
+            config.trust_remote_code,
+            trust_reward=True,
+            group=group,
+            allow_task_code=config.allow_task_code,
+        )
     from zotune.train import train
 
     return train(config, watch, group=group)
@@ -97,4 +103,6 @@ def _is_own(config: TrainConfig) -> bool:
     from zotune.resolve import config_of
 
     paths = RunPaths(config.output_dir)
-    return paths.config.exists() and paths.holds_run() and config_of(paths, config.trust_remote_code) == config
+    if not (paths.config.exists() and paths.holds_run()):
+        return False
+    return config_of(paths, config.trust_remote_code, config.allow_task_code) == config

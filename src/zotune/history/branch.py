@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zotune.config import FIXED, TrainConfig
+from zotune.config import FIXED, NEVER_FROM_FILE, TrainConfig
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.history.steps import check_step, count_steps, first_steps, hash_at, make_folder
 from zotune.journal import read as read_journal
@@ -70,7 +70,7 @@ def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, An
 
 
 def _config(paths: RunPaths, header: dict[str, Any], to: Path, changes: Mapping[str, Any]) -> TrainConfig:
-    fixed = sorted({*FIXED, "output_dir", "trust_remote_code"} & set(changes))
+    fixed = sorted({*FIXED, "output_dir", *NEVER_FROM_FILE} & set(changes))
     if fixed:
         raise ConfigError(
             f"{', '.join(fixed)} cannot be changed by a branch: the shared steps were taken with it. "

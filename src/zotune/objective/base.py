@@ -51,7 +51,8 @@ class Objective(ABC):
     metric: what `judge` measures beside the loss. one_forward: whether the loss is a single forward, and `judge` runs
     the same one, so that activations captured from one serve the other. one_at_a_time: why several points cannot ride
     in one forward; empty where they may. set_level: whether a batch has one loss, of shape (), and no losses of its
-    examples; then `over_set` measures a whole set. says: what is scored, in words, where that is not plain.
+    examples; then `over_set` measures a whole set. says: what is scored, in words, where that is not plain. parts: the
+    names of several scores whose weighted sum is the metric: `judge` then gives a row for each example, the sum first.
     """
 
     metric: str = "accuracy"
@@ -59,6 +60,7 @@ class Objective(ABC):
     one_at_a_time: str = ""
     set_level: bool = False
     says: str = ""
+    parts: tuple[str, ...] = ()
 
     @abstractmethod
     def encode(self, rows: Sequence[dict[str, Any]]) -> list[Example]:

@@ -48,6 +48,7 @@ class Generated(Objective):
         self.set_level = isinstance(score, SetMetric)
         self.metric = "metric" if isinstance(score, SetMetric) else score.metric
         self.says = f"{score.name}, {decoding.says()}"
+        self.parts = () if isinstance(score, SetMetric) else score.parts
         self._ask = ask
         self._coder = TextCoder(tokenizer)
         self._reader = make_reader(kind, self._coder)
@@ -101,12 +102,15 @@ class Generated(Objective):
         return _losses(said, scores)
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Sequence[Any]]:
-        """Losses (B,) and the scores that apply; for a set none, and its completions with their examples."""
+        """Losses (B,) and the scores that apply (several: each example's sum, and they); for a set none, and its
+        completions with their examples.
+        """
         said, examples = self._complete(model, batch, _NO_STEP)
         if isinstance(self.score, SetMetric):
             return torch.empty(0), list(zip(said, examples, strict=True))
-        scores = self.score(_answers(said, examples, "in an evaluation"))
-        return _losses(said, scores), [score for score in scores if score is not None]
+        rows = self.score.split(_answers(said, examples, "in an evaluation"))
+        applying = [row for row in rows if row[0] is not None]
+        return _losses(said, [row[0] for row in rows]), applying if self.parts else [row[0] for row in applying]
 
     def over_set(self, found: Sequence[tuple[Completion, Example]]) -> float:
         """The metric of a whole set, from what `judge` found of its batches. NaN where logits were."""

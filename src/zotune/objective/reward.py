@@ -40,10 +40,16 @@ class Score(ABC):
     name: str
     metric: str
     """What its mean is called in an evaluation."""
+    parts: tuple[str, ...] = ()
+    """The names of several scores that it is made of."""
 
     @abstractmethod
     def __call__(self, answers: Answers) -> Scored:
         """One number for each example. Raises FunctionError."""
+
+    def split(self, answers: Answers) -> list[Scored]:
+        """For each example its score and, behind it, those of `parts`."""
+        return [[score] for score in self(answers)]
 
     def check(self, columns: Sequence[str], referenced: bool) -> None:  # noqa: B027 - a function may need nothing
         """Raises ConfigError or DataError when rows of these columns cannot be scored."""
@@ -126,14 +132,24 @@ class Weighted(Score):
         self.metric = scores[0].metric if plain else "reward"
         parts = [score.name for score in scores]
         self.name = parts[0] if plain else " + ".join(f"{w:g} {n}" for w, n in zip(self.weights, parts, strict=True))
+        self.parts = _told_apart(parts) if len(parts) > 1 else ()
 
     def __call__(self, answers: Answers) -> Scored:
+        return [row[0] for row in self.split(answers)]
+
+    def split(self, answers: Answers) -> list[Scored]:
         columns = [score(answers) for score in self.scores]
-        return [_summed(row, self.weights) for row in zip(*columns, strict=True)]
+        return [[_summed(row, self.weights), *row] for row in zip(*columns, strict=True)]
 
     def check(self, columns: Sequence[str], referenced: bool) -> None:
         for score in self.scores:
             score.check(columns, referenced)
+
+
+def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of functions without their files, unless two would be the same."""
+    plain = [name.rpartition(":")[2].rpartition(".")[2] for name in names]
+    return tuple(names if len(set(plain)) < len(plain) else plain)
 
 
 def _summed(values: Sequence[float | None], weights: Sequence[float]) -> float | None:

@@ -19,7 +19,8 @@ class Task:
     None where the task has none. loss: "options" compares all candidates, "target" is the log-likelihood of the right
     one alone. classes: the label, for k-shot splits and for leaving out rows without one. train_rows, dev_rows,
     test_rows: the sizes of MeZO's experiments. limits: the most tokens of a column that a masked model reads.
-    digest: the SHA-256 of the file that a task was read from, empty for one of the table.
+    digest: the SHA-256 of the file that a task was read from, empty for one of the table. untrained: why it has no
+    rows to train on, empty for a task that has; it can be evaluated.
     """
 
     name: str
@@ -38,3 +39,4 @@ class Task:
     test_rows: int = 1000
     limits: Mapping[str, int] = field(default_factory=dict)
     digest: str = ""
+    untrained: str = ""

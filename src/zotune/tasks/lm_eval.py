@@ -4,8 +4,9 @@ Read are `dataset_path`, `dataset_name`, `training_split`, `validation_split`, `
 `doc_to_text`, `doc_to_target`, `doc_to_choice`, `description`, `target_delimiter` and `include` (a file beside it).
 Prompts and continuations are the harness' own without few-shot examples, so accuracies compare with its `acc`.
 
-Differs from the harness in: templates run in our sandbox; `!function`, which is Python of the task's folder, is not
-run; a task without a training split of its own, or whose training split is the one that is tested, is refused.
+Differs from the harness in: templates run in our sandbox; `!function`, which is Python of the task's folder, is run
+only when the user allows it; a task without a training split of its own, or whose training split is the one that is
+tested, is evaluated, but not trained on.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import re
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from zotune.data.rendered import Rendered, Row
 from zotune.data.template import Template
 from zotune.errors import ConfigError, DataError
+from zotune.objective.functions import find
 from zotune.tasks.base import Task
 from zotune.yaml12 import parse_mapping
 
@@ -28,24 +30,31 @@ MAX_BYTES = 2**20
 _DEEPEST = 8  # includes inside each other
 _FUNCTION = re.compile(rb"!function[ \t]+([\w.]+)")
 _MARK = "!function "
+_FIELDS = ("doc_to_text", "doc_to_target", "doc_to_choice")
 Field = Callable[[Row], Any]
 
 
-def read_task(path: Path) -> Task:
-    """The task of a YAML file. Raises ConfigError for one that cannot be trained on here, and says why."""
+def read_task(path: Path, allow_code: bool = False) -> Task:
+    """The task of a YAML file. With `allow_code` the functions that it names are imported: this runs their file.
+
+    Raises ConfigError for a task that cannot be used here, and says why.
+    """
     digest = sha256()
     values = _read(path, digest, 0)
-    for name in ("dataset_path", "training_split", "doc_to_text", "doc_to_target"):
-        if not isinstance(values.get(name), str | int) or isinstance(values.get(name), bool):
+    for name in _FIELDS:
+        value = values.get(name)
+        if isinstance(value, str) and value.startswith(_MARK):
+            values[name] = _function(path, name, value.removeprefix(_MARK).strip(), allow_code, digest)
+    for name in ("dataset_path", "doc_to_text", "doc_to_target"):
+        given = values.get(name)
+        if not (isinstance(given, str | int) or callable(given)) or isinstance(given, bool):
             raise ConfigError(f"{path} has no {name}. Remedy: add it; a YAML may `include` the harness' file.")
     if values.get("process_docs") is not None:
         raise ConfigError(f"{path}: process_docs is Python, which is not run. Remedy: prepare the rows in files.")
-    train, tested = values["training_split"], values.get("test_split") or values.get("validation_split")
-    if tested is None or train == tested:
-        raise ConfigError(
-            f"{path}: the harness tests on the split {tested or train!r}, so it is not trained on. "
-            "Remedy: name another training_split, with a test_split or validation_split beside it."
-        )
+    train = values.get("training_split")
+    tested = values.get("test_split") or values.get("validation_split") or train
+    if not isinstance(tested, str):
+        raise ConfigError(f"{path} has no test_split or validation_split. Remedy: add one.")
     kind = values.get("output_type", "generate_until")
     if kind not in ("multiple_choice", "generate_until"):
         raise ConfigError(f"{path}: output_type {kind!r} is not trained. Remedy: multiple_choice or generate_until.")
@@ -54,13 +63,26 @@ def read_task(path: Path) -> Task:
         name=str(values.get("task", path.stem)),
         hub=str(values["dataset_path"]),
         subset=values.get("dataset_name"),
-        train=str(train),
-        test=str(tested),
+        train=str(train or ""),
+        test=tested,
         causal=render,
         loss="options" if kind == "multiple_choice" else "target",
         metric="accuracy" if kind == "multiple_choice" else "f1",
         digest=digest.hexdigest(),
+        untrained=_untrained(path, train, tested),
     )
+
+
+def _untrained(path: Path, train: Any, tested: str) -> str:
+    """Why the harness' file gives nothing to train on, empty where it does."""
+    if not train:
+        return f"{path} has no training_split, so it is not trained on. Remedy: add one; a YAML may `include` the file."
+    if train == tested:
+        return (
+            f"{path}: the harness tests on the split {tested!r}, so it is not trained on. "
+            "Remedy: name another training_split, with a test_split or validation_split beside it."
+        )
+    return ""
 
 
 def _read(path: Path, digest: Any, depth: int) -> dict[str, Any]:
@@ -123,13 +145,10 @@ def _delimiter(path: Path, values: Mapping[str, Any]) -> str:
 
 
 def _field(path: Path, values: Mapping[str, Any], name: str) -> Field:
-    """What a `doc_to_...` gives for a row: a constant, a column of that name, or a template."""
+    """What a `doc_to_...` gives for a row: a function's, a constant, a column of that name, or a template."""
     value = values[name]
-    if isinstance(value, str) and value.startswith(_MARK):
-        raise ConfigError(
-            f"{path}: {name} is the function {value.removeprefix(_MARK)}, Python which is not run. "
-            "Remedy: write it as a Jinja template."
-        )
+    if callable(value):
+        return cast(Field, value)
     if not isinstance(value, str):
         return lambda row: value
     template = Template(value)
@@ -147,7 +166,7 @@ def _listed(path: Path, values: Mapping[str, Any]) -> Callable[[Row], tuple[str,
     if isinstance(given, list):
         each = [_field(path, {"choice": str(item)}, "choice") for item in given]
         return lambda row: tuple(str(item(row)) for item in each)
-    if not isinstance(given, str):
+    if not isinstance(given, str) and not callable(given):
         raise ConfigError(f"{path}: multiple_choice has no doc_to_choice. Remedy: a list, a column or a template.")
     field = _field(path, values, "doc_to_choice")
 
@@ -160,6 +179,32 @@ def _listed(path: Path, values: Mapping[str, Any]) -> Callable[[Row], tuple[str,
         return tuple(map(str, found))
 
     return options
+
+
+def _function(path: Path, field: str, name: str, allowed: bool, digest: Any) -> Field:
+    """The function FILE.name of a Python file beside the YAML. Raises ConfigError: not allowed, or not beside it."""
+    module, _, function = name.rpartition(".")
+    file = path.parent / f"{module}.py"
+    if not allowed:
+        raise ConfigError(
+            f"{path}: {field} is the function {name}, code that is not run unasked. Remedy: read {file.name}, then "
+            "pass --allow-task-code; or write it as a Jinja template."
+        )
+    if not (module.isidentifier() and function.isidentifier()) or file.resolve().parent != path.parent.resolve():
+        raise ConfigError(f"{path}: {field} is {name!r}, no function of a file beside it. Remedy: copy its file there.")
+    found = find(f"{file}:{function}").function
+    digest.update(file.read_bytes())  # other code is another task
+
+    def call(row: Row) -> Any:
+        try:
+            return found(dict(row))
+        except Exception as error:
+            said = (str(error).strip() or "no message").splitlines()[0]
+            raise DataError(
+                f"{path}: {field}, {name}, failed: {type(error).__name__}: {said}. Remedy: correct it, or the row."
+            ) from error
+
+    return call
 
 
 def _literal(text: str) -> Any:

@@ -40,11 +40,14 @@ class Wanted:
 def rows_of(task: Task, wanted: Wanted) -> tuple[Rows, Rows]:
     """Rows to train on (none unless `wanted.training`) and rows to evaluate on.
 
-    Raises DataError for a folder that lacks a split, UserError where the hub cannot be had.
+    Raises DataError for a folder that lacks a split, UserError where the hub cannot be had, ConfigError for a task that
+    is not trained on.
     """
     train: Rows = []
     dev: Rows = []
     if wanted.training or wanted.part == "dev":
+        if task.untrained:
+            raise ConfigError(task.untrained)
         rows = _official(task, task.train, wanted.data_dir)
         if wanted.shots is not None:
             if task.classes is None:

@@ -199,13 +199,14 @@ _ROWS = (
 TASKS: Mapping[str, Task] = {task.name: task for task in _ROWS}
 
 
-def find(name: str) -> Task:
+def find(name: str, allow_code: bool = False) -> Task:
     """The task of this name (any case, `-` and `_` ignored), or of an lm-evaluation-harness YAML file.
 
+    `allow_code`: whether functions that a file names are imported, which runs code of its folder.
     Raises ConfigError naming the nearest.
     """
     if name.endswith(SUFFIXES):
-        return read_task(Path(name))
+        return read_task(Path(name), allow_code)
     plain = name.lower().replace("-", "").replace("_", "")
     if plain in TASKS:
         return TASKS[plain]
