@@ -33,7 +33,7 @@ from zotune.watch import Quiet
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "zotune"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# Who may talk to a network: the demo fetches its model and data when asked to. lock.py asks for the host's name.
+# Who may talk to a network: the demo fetches its model and data, push uploads, when asked to. lock.py asks for the host's name.
 NETWORK = {"http", "socket", "ssl", "urllib", "requests", "httpx", "huggingface_hub", "ftplib", "smtplib", "xmlrpc"}
 
 
@@ -42,7 +42,7 @@ NETWORK = {"http", "socket", "ssl", "urllib", "requests", "httpx", "huggingface_
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_network_and_no_trust_by_itself(path: Path) -> None:
-    """Only the demo, and the plan of a hub model, import a network library; trust_remote_code is the user's flag."""
+    """Only the demo, the forecast of a hub model and `push` import a network library; trust_remote_code is the user's flag."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = {
         name.split(".")[0]
@@ -50,7 +50,7 @@ def test_no_network_and_no_trust_by_itself(path: Path) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
-    alone = {"lock.py": {"socket"}, "plan.py": {"huggingface_hub"}}
+    alone = {"lock.py": {"socket"}, "forecast.py": {"huggingface_hub"}, "push.py": {"huggingface_hub"}}
     allowed = NETWORK if path.parent.name == "demo" else alone.get(path.name, set())
     assert imported & NETWORK <= allowed
     for node in ast.walk(tree):
