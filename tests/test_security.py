@@ -33,7 +33,8 @@ from zotune.watch import Quiet
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "zotune"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# Who may talk to a network: the demo fetches its model and data, push uploads, when asked to. lock.py asks for the host's name.
+# Who may talk to a network: the demo fetches its model and data, push uploads, when asked to. lock.py asks for the
+# host's name.
 NETWORK = {"http", "socket", "ssl", "urllib", "requests", "httpx", "huggingface_hub", "ftplib", "smtplib", "xmlrpc"}
 
 
@@ -42,7 +43,7 @@ NETWORK = {"http", "socket", "ssl", "urllib", "requests", "httpx", "huggingface_
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_network_and_no_trust_by_itself(path: Path) -> None:
-    """Only the demo, the forecast of a hub model and `push` import a network library; trust_remote_code is the user's flag."""
+    """Only demo, forecast (of a hub model) and push import a network library; trust_remote_code is the user's flag."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = {
         name.split(".")[0]
