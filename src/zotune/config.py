@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 NEVER_FROM_FILE = ("trust_remote_code",)
 # Where things lie and what computes them: a run may be moved. All other options stay what the run began with.
 PLACES = (
-    "model", "train", "eval", "data_dir", "output_dir", "device", "threads", "parallel", "check_every", "track",
-    "reward_timeout", "trust_remote_code",
+    "model", "train", "eval", "data_dir", "output_dir", "device", "offload", "threads", "parallel", "check_every",
+    "track", "reward_timeout", "trust_remote_code",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
@@ -116,6 +116,10 @@ class TrainConfig:
         Literal["float32", "bfloat16", "float16", "auto"], Opt("Type of the weights; auto: as stored.")
     ] = "float32"
     device: Annotated[str, Opt("auto, cpu, cuda, cuda:1, ...")] = "auto"
+    offload: Annotated[
+        Literal["cpu", "disk"] | None,
+        Opt("Where the blocks of a model wait that the device (cpu) or the memory (disk) cannot hold."),
+    ] = None
     lr_schedule: Annotated[Literal["constant", "linear", "cosine"], Opt("Course of the learning rate.")] = "constant"
     warmup_steps: Annotated[int, Opt("Steps in which the learning rate rises from 0.", ge=0)] = 0
     lanes: Annotated[Literal["auto", "on", "off"], Opt("Evaluate both sides of a direction in one forward.")] = "auto"

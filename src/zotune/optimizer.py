@@ -58,8 +58,8 @@ class ZerothOrder(torch.optim.Optimizer):
         fold_every: low-rank updates are summed for so many steps before they are written into the weights (a divisor of
             the direction's window). Then `model` alone is behind: `settled()` or `fold()` before anything reads it.
         parallel: the processes that share the work of each step (`zotune.Parallel`).
-        offload: streams the model's blocks to the device (`zotune.engines.offload`). Updates wait for their block: before
-            anything but a forward reads the model, `weights()`.
+        offload: streams the model's blocks to the device (`zotune.engines.offload`). Updates wait for their block:
+            `weights()` before anything but a forward reads the model.
         method, arguments: what the journal's header says of the method; factories fill them in.
 
     Raises ConfigError for a scope that selects nothing, UserError for parameters that cannot be trained.

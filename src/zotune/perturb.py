@@ -46,8 +46,8 @@ class Perturber:
     """Evaluates a model at perturbed points.
 
     `names` are canonical parameter names (those of `model.named_parameters()`); a tied parameter counts once, under its
-    first name, and is replaced at every place where it is used. `away` holds what stands for the data of parameters that
-    come to the device in the forward (`zotune.engines.offload`).
+    first name, and is replaced at every place where it is used. `away` holds what stands for the data of parameters
+    that come to the device in the forward (`zotune.engines.offload`).
     """
 
     def __init__(

@@ -18,10 +18,11 @@ from torch import nn
 
 from zotune.calibrate import Machine, calibrate
 from zotune.config import TrainConfig
+from zotune.engines.offload import Sizes, parts, sizes
 from zotune.errors import ConfigError
 from zotune.journal import HashRecord, StepRecord
 from zotune.kernels import fast_for
-from zotune.load import meta_model
+from zotune.load import NAMES, meta_model, stored
 from zotune.machine import free_disk_bytes, free_memory_bytes
 from zotune.meter import Meter, Priced
 from zotune.objective.base import Batch, Example, to_device
@@ -37,8 +38,6 @@ from zotune.watch import Watch, memory_bytes
 _META = torch.device("meta")
 _LENGTHS = 3  # batches that are metered for the time; between their lengths it is interpolated
 _HASH = "0" * 64
-_MOST_HEADER = 100 << 20  # what the format allows
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
 @final
@@ -68,6 +67,8 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
     held = memory_bytes()  # libraries, tokenizer and rows: the run has them too
     law = str(optimizer.arguments.get("law", "gaussian"))
     machine = calibrate(device, _dtype(session.model), law, watch.say)
+    if config.offload is not None:
+        watch.say("The time does not count how long blocks take to come to the device and back.")
     priced = Priced(optimizer.direction)
     optimizer.perturber.direction, optimizer.perturber.fast = priced, False
     forecast = _Forecast(session, optimizer, machine, priced, held)
@@ -77,7 +78,7 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
         0 if session.eval_examples is None else 2 + (config.steps - 1) // (config.eval_every or config.steps + 1)
     )
     free = free_memory_bytes(device)
-    disk = _disk(session, optimizer)
+    disk = _disk(session, optimizer, forecast.offload)
     free_disk = free_disk_bytes(config.output_dir)
     seconds = config.steps * step + once + evaluations * evaluation + (first if evaluations else 0.0)
     return {
@@ -115,6 +116,7 @@ class _Forecast:
     def __init__(self, session: Session, optimizer: ZerothOrder, machine: Machine, priced: Priced, held: int) -> None:
         self.session, self.optimizer, self.machine, self.priced = session, optimizer, machine, priced
         self.held = held
+        self.offload = None if session.config.offload is None else sizes(session.model, parts(session.model))
         self.points = optimizer.estimator.points(session.config.seed, 0)
         self.reuse = Reuse(optimizer.perturber, session.config.reuse_mb << 20)
         with Meter():
@@ -129,8 +131,8 @@ class _Forecast:
     def memory(self, device: torch.device) -> dict[str, int]:
         """Bytes by term, and their peak: the greater of loading and running."""
         config, model = self.session.config, self.session.model
-        weights = _weight_bytes(model)
-        stored, dtypes = _stored(config)
+        weights = _weight_bytes(model) if self.offload is None else _held(config, self.offload, device)
+        in_files, dtypes = stored(config)
         longest = max(range(len(self.session.units)), key=self._width)
         running = max(self.step(longest).peak, self.capture(self.batch(longest)).peak)
         evals = self._eval_batches()
@@ -144,7 +146,7 @@ class _Forecast:
         scope = sum(target.data.numel() for target in self.optimizer.perturber.targets())
         working = self.machine.working_fast if fast_for(scope) else self.machine.working
         state = 4 * self.optimizer.direction.state_elements(self.optimizer.perturber.targets())
-        converted = 0 if dtypes <= {_NAMES.get(_dtype(model))} or device.type != "cpu" else stored
+        converted = 0 if dtypes <= {NAMES.get(_dtype(model))} or device.type != "cpu" else in_files
         held, working = (self.held, working) if device.type == "cpu" else (0, 0)
         terms = {"runtime": held + working, "weights": weights, "activations": running, "reused": kept, "state": state}
         # Loading is over before the first forward: what that needs for itself is not there yet.
@@ -254,8 +256,8 @@ class _Forecast:
         return batches[::-1]
 
 
-def _disk(session: Session, optimizer: ZerothOrder) -> dict[str, int]:
-    """Bytes of the journal (exact), of the metrics (about) and of the snapshots that are kept."""
+def _disk(session: Session, optimizer: ZerothOrder, offload: Sizes | None) -> dict[str, int]:
+    """Bytes of the journal (exact), of the metrics (about), of the snapshots that are kept, and of blocks on disk."""
     config = session.config
     names = [parameter["name"] for parameter in optimizer.header()["parameters"]]
     header = session.header(base_sha256=_HASH, scope_sha256=_HASH)
@@ -268,7 +270,9 @@ def _disk(session: Session, optimizer: ZerothOrder) -> dict[str, int]:
     scope = sum(target.data.numel() * target.data.element_size() for target in optimizer.perturber.targets())
     snapshots = min(KEEP, config.steps // config.snapshot_every) * (scope + sum(len(name) + 70 for name in names))
     metrics = 110 * config.steps
-    return {"journal": journal, "metrics": metrics, "snapshots": snapshots, "total": journal + metrics + snapshots}
+    blocks = offload.streamed if offload is not None and config.offload == "disk" else 0
+    found = {"journal": journal, "metrics": metrics, "snapshots": snapshots, "blocks": blocks}
+    return found | {"total": sum(found.values())}
 
 
 def _measured(run: Path) -> dict[str, Any]:
@@ -283,31 +287,17 @@ def _measured(run: Path) -> dict[str, Any]:
     }
 
 
+def _held(config: TrainConfig, offload: Sizes, device: torch.device) -> int:
+    """Bytes of weights in the memory of the device: on a GPU the next block is there too."""
+    if device.type == "cuda":
+        return offload.resident + 2 * offload.room
+    return offload.resident + offload.room + (offload.streamed if config.offload == "cpu" else 0)
+
+
 def _weight_bytes(model: nn.Module) -> int:
     """Parameters and buffers; tied ones count once."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _stored(config: TrainConfig) -> tuple[int, set[str]]:
-    """Bytes and dtypes of the tensors in the model's safetensors files, from their headers; 0 where none is here."""
-    folder = Path(config.model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(config.model, local_files_only=True))
-        except Exception:  # not in the hub's cache: it is not known how the weights are stored
-            return 0, set()
-    found, dtypes = 0, set()
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < _MOST_HEADER else {}
-        tensors = [value for name, value in header.items() if name != "__metadata__"]
-        found += sum(value["data_offsets"][1] - value["data_offsets"][0] for value in tensors)
-        dtypes |= {value["dtype"] for value in tensors}
-    return found, dtypes
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

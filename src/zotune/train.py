@@ -387,6 +387,7 @@ def _say(session: Session, watch: Watch) -> None:
             if reuse.depth
             else f"nothing: {reuse.reason}",
             **_shared_out(session),
+            **({} if session.offload is None else {"offload": session.offload.says()}),
             "run": str(config.output_dir),
         }
     )

@@ -91,7 +91,8 @@ class Streams(Courier):
     """Copies to and from a GPU beside its computation, on one stream for each direction."""
 
     def __init__(self, device: torch.device) -> None:
-        self._in, self._out = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._in: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._out: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._device = device
 
     def bring(self, home: Sequence[Tensor], room: Room) -> Any:

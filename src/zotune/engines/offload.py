@@ -182,12 +182,12 @@ class Offload:
 
     def says(self) -> str:
         """What lies where, in one line."""
-        rooms = 1 + self.ahead
-        most = (self.sizes.resident + rooms * self.sizes.room) / 1e6
-        where = "on disk" if self.home == "disk" else "in CPU memory"
+        all_of_it = (self.sizes.resident + self.sizes.streamed) / 1e6
+        most = (self.sizes.resident + (1 + self.ahead) * self.sizes.room) / 1e6
         return (
-            f"{len(self.parts)} blocks of up to {self.sizes.room / 1e6:,.1f} MB wait {where}; the weights take {most:,.1f} MB "
-            f"of the device in place of {(self.sizes.resident + self.sizes.streamed) / 1e6:,.1f} MB"
+            f"{len(self.parts)} blocks of up to {self.sizes.room / 1e6:,.1f} MB wait "
+            f"{'on disk' if self.home == 'disk' else 'in CPU memory'}; the weights take {most:,.1f} MB of the device "
+            f"in place of {all_of_it:,.1f} MB"
         )
 
     # --- updates that wait ---------------------------------------------------------------------------------------
@@ -269,9 +269,11 @@ class Offload:
 
     def _take(self, part: Part) -> Room:
         """A room with the block in it, as it is at home."""
-        if part not in self._coming:
+        if part in self._coming:
+            room, coming = self._coming.pop(part)
+        else:
             self._forget()
-        room, coming = self._coming.pop(part, None) or self._bring(part)
+            room, coming = self._bring(part)
         self._courier.arrived(coming)
         return room
 
