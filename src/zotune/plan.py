@@ -18,7 +18,7 @@ from torch import nn
 
 from zotune.calibrate import Machine, calibrate
 from zotune.config import TrainConfig
-from zotune.engines.offload import Sizes, parts, sizes
+from zotune.engines.parts import Sizes, parts, sizes
 from zotune.errors import ConfigError
 from zotune.journal import HashRecord, StepRecord
 from zotune.kernels import fast_for
