@@ -1,6 +1,7 @@
 """An 8B-shaped model trained in far less memory than its weights take, and what offloading costs a small one.
 
     python bench/offload.py [--json] [--cap-gib 4] [--steps 3] [--layers 32] [--methods lozo,mezo] [--folder DIR]
+                            [--parts capped,small]
 
 Builds random bfloat16 weights of Llama's 8B shape in DIR (16 GB there, and 14 GB more while a run's blocks lie beside
 them; deleted at the end), block by block. Each method trains on them in a process of its own whose memory is limited by
@@ -29,7 +30,7 @@ from typing import Any
 
 import torch
 import transformers
-from common import machine, objective, smollm2, tokens, write
+from common import RESULTS, machine, objective, smollm2, tokens, write
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -61,8 +62,13 @@ def build(folder: Path, layers: int) -> int:
         place = next((i for i, prefix in enumerate(prefixes) if name.startswith(prefix)), len(prefixes))
         files.setdefault(f"model-{place:05d}.safetensors", {})[name] = parameter
     where, total = {}, 0
+    of_shape: dict[torch.Size, Tensor] = {}  # blocks are alike: what is measured does not depend on the values
     for file, named in files.items():
-        save_file({name: drawn(parameter) for name, parameter in named.items()}, folder / file, {"format": "pt"})
+        for parameter in named.values():
+            if parameter.shape not in of_shape:
+                of_shape[parameter.shape] = drawn(parameter)
+        same = {name: of_shape[parameter.shape].clone() for name, parameter in named.items()}
+        save_file(same, folder / file, {"format": "pt"})
         forget(folder / file)
         where |= dict.fromkeys(named, file)
         total += sum(parameter.nbytes for parameter in named.values())
@@ -229,7 +235,7 @@ def side_by_side(name: str, steps: int, folder: Path) -> dict[str, Any]:
 def text_of(found: dict[str, Any]) -> str:
     """The results as a page."""
     lines = ["# Offload", ""]
-    lines += [f"{key}: {value}  " for key, value in found["machine"].items() if value is not None]
+    lines += [f"{key}: {value}  " for key, value in machine().items() if value is not None]
     lines += ["", "Llama's 8B shape, random bfloat16 weights, blocks on disk; a batch is 2 rows of 8 tokens.", ""]
     lines += [
         "| method | weights GB | cap GB | peak anonymous memory GB | s/step | to the device GB/step | back GB/step | "
@@ -272,6 +278,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--methods", default="lozo,mezo")
+    parser.add_argument("--parts", default="capped,small")
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--group", default="", help=argparse.SUPPRESS)
@@ -281,19 +288,28 @@ def main() -> None:
         group = Path(options.group) if options.group else None
         print(json.dumps(child(options.folder, options.child, options.steps, group)))
         return
-    methods = options.methods.split(",")
+    methods, parts = options.methods.split(","), options.parts.split(",")
+    # What is not asked for keeps its last result.
+    kept = RESULTS / "offload.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"capped": [], "small": []}
+
+    def note(part: str, row: dict[str, Any]) -> None:
+        others = [each for each in found[part] if each["method"] != row["method"]]
+        found[part] = sorted([*others, row], key=lambda each: str(each["method"]))
+        write("offload", {"machine": machine(), **found}, text_of(found))
+
     folder = Path(tempfile.mkdtemp(prefix="zotune-offload-", dir=options.folder))
     try:
-        small = [side_by_side(method, 7, folder) for method in methods]
-        bytes_on_disk = build(folder, options.layers)
-        print(f"built {bytes_on_disk / 1e9:.2f} GB", file=sys.stderr, flush=True)
-        rows = [capped(folder, method, options) for method in methods]
+        if "small" in parts:
+            for method in methods:
+                note("small", side_by_side(method, 7, folder))
+        if "capped" in parts:
+            print(f"built {build(folder, options.layers) / 1e9:.2f} GB", file=sys.stderr, flush=True)
+            for method in methods:
+                note("capped", capped(folder, method, options))
     finally:
         shutil.rmtree(folder)
-    found = {"machine": machine(), "capped": rows, "small": small}
-    text = text_of(found)
-    write("offload", found, text)
-    print(json.dumps(found) if options.json else text)
+    print(json.dumps(found) if options.json else text_of(found))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.direction, self.estimator, self.rule, self.blocks = direction, estimator, rule, blocks
         self.offload = offload
         if offload is not None:
-            _check_offload(method, direction, rule, parallel)
+            check_offload(method, direction, rule, parallel)
         elements = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
         away = None if offload is None else offload.away
         self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements), away)
@@ -485,7 +485,8 @@ def _check_folding(fold_every: int, direction: Direction, groups: Sequence[Mappi
         raise ConfigError("weight decay writes every weight in every step. Remedy: fold_every=1, or no weight decay.")
 
 
-def _check_offload(method: str, direction: Direction, rule: Rule, parallel: Parallel | None) -> None:
+def check_offload(method: str, direction: Direction, rule: Rule, parallel: Parallel | None) -> None:
+    """Raises ConfigError unless updates can wait until the blocks that they change come to the device."""
     if parallel is not None:
         raise ConfigError(
             "offload streams the blocks of one process. Remedy: leave --offload out, or start without torchrun."

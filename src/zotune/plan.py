@@ -26,7 +26,7 @@ from zotune.load import NAMES, meta_model, stored
 from zotune.machine import free_disk_bytes, free_memory_bytes
 from zotune.meter import Meter, Priced
 from zotune.objective.base import Batch, Example, to_device
-from zotune.optimizer import ZerothOrder
+from zotune.optimizer import ZerothOrder, check_offload
 from zotune.perturb import repeat
 from zotune.records import encode, encode_header
 from zotune.reuse import Reuse
@@ -68,6 +68,7 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
     law = str(optimizer.arguments.get("law", "gaussian"))
     machine = calibrate(device, _dtype(session.model), law, watch.say)
     if config.offload is not None:
+        check_offload(optimizer.method, optimizer.direction, optimizer.rule, optimizer.parallel)
         watch.say("The time does not count how long blocks take to come to the device and back.")
     priced = Priced(optimizer.direction)
     optimizer.perturber.direction, optimizer.perturber.fast = priced, False

@@ -420,12 +420,16 @@ def test_the_plan_counts_a_block_instead_of_all(
     assert (plain["disk"]["blocks"], disk["disk"]["blocks"]) == (0, offload.sizes.streamed)
 
 
-def test_options_that_do_not_fit_are_refused_first(config: Config, tmp_path: Path) -> None:
+def test_options_that_do_not_fit_are_refused_first(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another dtype than that of the files on disk, and a method with a state: nothing is begun."""
+    monkeypatch.setattr("zotune.plan.calibrate", lambda *_: None)
     with pytest.raises(ConfigError, match=r"as they are stored \(F32\), not as bfloat16. Remedy: --dtype auto"):
         run_training(config(offload="disk", dtype="bfloat16"), Quiet())
-    with pytest.raises(ConfigError, match="hizoo learns from every step"):
-        run_training(config(offload="cpu", method="hizoo"), Quiet())
+    for begin in (run_training, plan):
+        with pytest.raises(ConfigError, match="hizoo learns from every step"):
+            begin(config(offload="cpu", method="hizoo"), Quiet())
     assert not (tmp_path / "run" / "journal.zoj").exists()
 
 

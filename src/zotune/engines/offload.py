@@ -214,6 +214,7 @@ class Offload:
             room = self._rooms.pop()
         else:
             room = Room(self.sizes.room, self.device)
+            self._courier.used(room)  # its memory may be that of a tensor that is being read still
             self.rooms += 1
         coming = self._courier.bring(part.tensors, room)
         self.crossings[part.name] += 1
