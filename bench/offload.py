@@ -1,13 +1,14 @@
 """An 8B-shaped model trained in far less memory than its weights take, and what offloading costs a small one.
 
     python bench/offload.py [--json] [--cap-gib 4] [--steps 3] [--layers 32] [--methods lozo,mezo] [--folder DIR]
-                            [--parts capped,small]
+                            [--parts build,capped,small]
 
-Builds random bfloat16 weights of Llama's 8B shape in DIR (16 GB there, and 14 GB more while a run's blocks lie beside
-them; deleted at the end), block by block. Each method trains on them in a process of its own whose memory is limited by
-a control group (version 1, needs root; without one the cap is not set, and the result says so). The group counts
-everything: anonymous memory, and the system's cache of files, which fills what is left of the cap and is given up at
-once. So the peak that matters is that of anonymous memory, sampled every 20 ms from the group's own counter.
+Builds random bfloat16 weights of Llama's 8B shape, block by block, in a new folder that is deleted at the end, or in
+DIR, where they stay for the next call (16 GB, and 14 GB more while a run's blocks lie beside them). Each method trains
+on them in a process of its own whose memory is limited by a control group (version 1, needs root; without one the cap
+is not set, and the result says so). The group counts everything: anonymous memory, and the system's cache of files,
+which fills what is left of the cap and is given up at once. So the peak that matters is that of anonymous memory,
+sampled every 20 ms from the group's own counter.
 
 The small model is SmolLM2-135M: the same steps with and without offload in turn, and the hash of the weights.
 """
@@ -298,17 +299,20 @@ def main() -> None:
         found[part] = sorted([*others, row], key=lambda each: str(each["method"]))
         write("offload", {"machine": machine(), **found}, text_of(found))
 
-    folder = Path(tempfile.mkdtemp(prefix="zotune-offload-", dir=options.folder))
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="zotune-offload-"))
+    folder.mkdir(exist_ok=True)
     try:
         if "small" in parts:
             for method in methods:
                 note("small", side_by_side(method, 7, folder))
-        if "capped" in parts:
+        if {"build", "capped"} & set(parts) and not (folder / "config.json").exists():
             print(f"built {build(folder, options.layers) / 1e9:.2f} GB", file=sys.stderr, flush=True)
+        if "capped" in parts:
             for method in methods:
                 note("capped", capped(folder, method, options))
     finally:
-        shutil.rmtree(folder)
+        if options.folder is None:
+            shutil.rmtree(folder)
     print(json.dumps(found) if options.json else text_of(found))
 
 
