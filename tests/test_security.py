@@ -43,7 +43,7 @@ NETWORK = {"http", "socket", "ssl", "urllib", "requests", "httpx", "huggingface_
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_network_and_no_trust_by_itself(path: Path) -> None:
-    """Only demo, forecast (of a hub model) and push import a network library; trust_remote_code is the user's flag."""
+    """Only demo, load (what the hub's cache has) and push import a network library; trust_remote_code is the user's flag."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = {
         name.split(".")[0]
@@ -51,7 +51,7 @@ def test_no_network_and_no_trust_by_itself(path: Path) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
-    alone = {"lock.py": {"socket"}, "forecast.py": {"huggingface_hub"}, "push.py": {"huggingface_hub"}}
+    alone = {"lock.py": {"socket"}, "load.py": {"huggingface_hub"}, "push.py": {"huggingface_hub"}}
     allowed = NETWORK if path.parent.name == "demo" else alone.get(path.name, set())
     assert imported & NETWORK <= allowed
     for node in ast.walk(tree):

@@ -105,7 +105,10 @@ def test_the_largest_part_decides_the_remedy(config: Config, monkeypatch: pytest
     def remedy() -> str:
         return explain(session, MemoryError()).split("Remedy: ")[1]
 
-    assert "--rows-per-forward 4" in remedy() and "--dtype bfloat16" in remedy()
+    assert "--offload disk`: the same steps" in remedy()
+    terms["activations"] = 6
+    assert "--rows-per-forward 4" in remedy()
+    terms["activations"] = 1
     terms["reused"] = 6
     assert "--reuse-mb 0`" in remedy() and "rows" not in remedy()
     terms["state"] = 7

@@ -24,8 +24,9 @@ NEVER_FROM_FILE = ("trust_remote_code", "allow_task_code")
 # Where things lie, what computes them and in how much memory: a run may be moved. All other options stay what the run
 # began with. rows_per_forward and eval_batch_size change the last bits of losses, nothing that they are losses of.
 PLACES = (
-    "model", "train", "eval", "data_dir", "output_dir", "device", "threads", "parallel", "check_every", "track",
-    "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb", "rows_per_forward", "eval_batch_size",
+    "model", "train", "eval", "data_dir", "output_dir", "device", "offload", "threads", "parallel", "check_every",
+    "track", "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb", "rows_per_forward",
+    "eval_batch_size",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
@@ -120,6 +121,10 @@ class TrainConfig:
         Literal["float32", "bfloat16", "float16", "auto"], Opt("Type of the weights; auto: as stored.")
     ] = "float32"
     device: Annotated[str, Opt("auto, cpu, cuda, cuda:1, ...")] = "auto"
+    offload: Annotated[
+        Literal["cpu", "disk"] | None,
+        Opt("Where the blocks of a model wait that the device (cpu) or the memory (disk) cannot hold."),
+    ] = None
     lr_schedule: Annotated[Literal["constant", "linear", "cosine"], Opt("Course of the learning rate.")] = "constant"
     warmup_steps: Annotated[int, Opt("Steps in which the learning rate rises from 0.", ge=0)] = 0
     lanes: Annotated[Literal["auto", "on", "off"], Opt("Evaluate both sides of a direction in one forward.")] = "auto"

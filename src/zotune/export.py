@@ -17,7 +17,7 @@ from zotune.aside import whole_folder
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
 from zotune.journal import read
-from zotune.load import load_model, load_tokenizer, quiet
+from zotune.load import load_to_replay, load_tokenizer, quiet
 from zotune.model_folder import refuse_filled
 from zotune.resolve import config_of
 from zotune.revisit import replay_onto
@@ -56,9 +56,9 @@ def export(
             f"{paths.folder} trained scope {config.scope!r}, which makes no adapter. Remedy: --merge or --delta."
         )
     refuse_filled(to, force)
-    model = load_model(config)
+    model, offload = load_to_replay(config)
     before = _copy_in_scope(paths, model) if form == "delta" else {}
-    found = replay_onto(paths, model, watch)
+    found = replay_onto(paths, model, watch, offload=offload)
 
     def fill(folder: Path) -> None:
         if form == "delta":

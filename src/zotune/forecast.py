@@ -7,11 +7,9 @@ allocate and compute.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -19,8 +17,9 @@ from torch import nn
 
 from zotune.calibrate import Machine, kept
 from zotune.config import TrainConfig
+from zotune.engines.parts import Sizes, parts, sizes
 from zotune.kernels import fast_for
-from zotune.load import device_of, meta_model
+from zotune.load import NAMES, device_of, meta_model, stored
 from zotune.meter import Meter, Priced
 from zotune.objective.base import Batch, Example, to_device
 from zotune.optimizer import ZerothOrder
@@ -31,8 +30,6 @@ from zotune.watch import size
 
 _META = torch.device("meta")
 _LENGTHS = 3  # batches that are metered for the time; between their lengths it is interpolated
-_MOST_HEADER = 100 << 20  # what the format allows
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 _SAID = {"runtime": "libraries", "weights": "weights", "activations": "activations", "reused": "kept activations",
          "state": "the method's state"}  # fmt: skip
 
@@ -54,7 +51,7 @@ def foreseen(session: Session) -> dict[str, int] | None:
     if session.config.generates:  # how long completions become is not known before
         return None
     shadow = copy.copy(session)
-    shadow.group = None
+    shadow.group = shadow.offload = None
     try:
         shadow.model = meta_model(session.config)
         optimizer = shadow.build()
@@ -82,6 +79,7 @@ class Forecast:
         self.session, self.optimizer, self.machine = session, optimizer, machine
         self.priced = Priced(optimizer.direction)
         optimizer.perturber.direction, optimizer.perturber.fast = self.priced, False
+        self.offload = None if session.config.offload is None else sizes(session.model, parts(session.model))
         self.points = optimizer.estimator.points(session.config.seed, 0)
         # What one forward holds: a unit, or a part of it.
         self.parts = [part for unit in range(len(session.units)) for part in session.parts(unit)]
@@ -98,8 +96,8 @@ class Forecast:
     def memory(self, device: torch.device) -> dict[str, int]:
         """Bytes by term, and their peak: the greater of loading and running."""
         config, model = self.session.config, self.session.model
-        weights = _weight_bytes(model)
-        stored, dtypes = _stored(config)
+        weights = _weight_bytes(model) if self.offload is None else _held(config, self.offload, device)
+        in_files, dtypes = stored(config)
         longest = max(range(len(self.parts)), key=self._width)
         running = max(self.step(longest).peak, self.capture(self.batch(longest)).peak)
         evals = self._eval_batches()
@@ -115,7 +113,7 @@ class Forecast:
         if self.machine is not None and fast_for(scope):
             working = self.machine.working_fast
         state = 4 * self.optimizer.direction.state_elements(self.optimizer.perturber.targets())
-        converted = 0 if dtypes <= {_NAMES.get(dtype_of(model))} or device.type != "cpu" else stored
+        converted = 0 if dtypes <= {NAMES.get(dtype_of(model))} or device.type != "cpu" else in_files
         held, working = (self.session.held_bytes, working) if device.type == "cpu" else (0, 0)
         terms = {"runtime": held + working, "weights": weights, "activations": running, "reused": kept, "state": state}
         # Loading is over before the first forward: what that needs for itself is not there yet.
@@ -232,31 +230,17 @@ class Forecast:
         return batches[::-1]
 
 
+def _held(config: TrainConfig, offload: Sizes, device: torch.device) -> int:
+    """Bytes of weights in the memory of the device: on a GPU the next block is there too."""
+    if device.type == "cuda":
+        return offload.resident + 2 * offload.room
+    return offload.resident + offload.room + (offload.streamed if config.offload == "cpu" else 0)
+
+
 def _weight_bytes(model: nn.Module) -> int:
     """Parameters and buffers; tied ones count once."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _stored(config: TrainConfig) -> tuple[int, set[str]]:
-    """Bytes and dtypes of the tensors in the model's safetensors files, from their headers; 0 where none is here."""
-    folder = Path(config.model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(config.model, local_files_only=True))
-        except Exception:  # not in the hub's cache: it is not known how the weights are stored
-            return 0, set()
-    found, dtypes = 0, set()
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < _MOST_HEADER else {}
-        tensors = [value for name, value in header.items() if name != "__metadata__"]
-        found += sum(value["data_offsets"][1] - value["data_offsets"][0] for value in tensors)
-        dtypes |= {value["dtype"] for value in tensors}
-    return found, dtypes
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

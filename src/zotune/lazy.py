@@ -85,7 +85,7 @@ class LaneTensor(torch.Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _METADATA:
+        if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         return _apply(func, args, kwargs)
@@ -261,7 +261,7 @@ _PROPERTIES = """
     shape dtype device layout ndim requires_grad is_cuda is_cpu is_mps is_xpu is_meta is_sparse is_quantized is_nested
     is_leaf itemsize nbytes grad grad_fn
 """.split()
-_METADATA = frozenset(
+METADATA = frozenset(
     [getattr(_T, name).__get__ for name in _PROPERTIES]
     + [_T.size, _T.dim, _T.numel, _T.nelement, _T.stride, _T.is_contiguous, _T.is_floating_point, _T.is_complex]
     + [

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +26,13 @@ from zotune.objective.options import Choice, OptionLikelihood
 from zotune.tasks import TASKS, find
 from zotune.tasks.base import Task
 
+if TYPE_CHECKING:
+    from zotune.engines.offload import Offload
+
+# The names of dtypes in a safetensors file.
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+_MOST_HEADER = 100 << 20  # what the format allows
+
 
 def load_tokenizer(config: TrainConfig) -> Any:
     """The tokenizer of the model. Raises UserError when there is none."""
@@ -38,9 +45,11 @@ def load_tokenizer(config: TrainConfig) -> Any:
 def load_model(config: TrainConfig) -> nn.Module:
     """The model on the config's device, in its dtype, in eval mode, with what the scope adds to it.
 
+    One that is offloaded stays on the CPU, where its weights are mapped from their files: `offloaded` does the rest.
     Raises UserError for a model that cannot be found or read.
     """
     _refuse_outside(Path(config.model))
+    _refuse_converted(config)
     trust = config.trust_remote_code
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     with _explained(config.model, "model"), quiet():
@@ -49,7 +58,59 @@ def load_model(config: TrainConfig) -> nn.Module:
             config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True
         )
     _refuse_random(config.model, sorted(loaded[1]["missing_keys"]))
-    return add_for_scope(loaded[0].eval(), config).to(device_of(config)).eval()
+    device = torch.device("cpu") if config.offload else device_of(config)
+    return add_for_scope(loaded[0].eval(), config).to(device).eval()
+
+
+def offloaded(config: TrainConfig, model: nn.Module, device: torch.device) -> Offload | None:
+    """Stream the blocks of a model that `load_model` made to `device`, where the config says so; the model is changed.
+
+    Raises ConfigError for a model without blocks, RunError for a disk without room for them.
+    """
+    if config.offload is None:
+        return None
+    from zotune.engines.offload import Offload
+
+    return Offload(model, device, config.offload, config.output_dir)
+
+
+def load_to_replay(config: TrainConfig) -> tuple[nn.Module, Offload | None]:
+    """The model for a replay, which needs no forward: one that is offloaded, on the CPU."""
+    model = load_model(config)
+    return model, offloaded(config, model, torch.device("cpu"))
+
+
+def _refuse_converted(config: TrainConfig) -> None:
+    """Weights of another dtype than their files' would all be converted in memory, which is what has no room."""
+    if config.offload != "disk" or config.dtype == "auto":
+        return
+    dtypes = stored(config)[1]
+    if dtypes - {NAMES[getattr(torch, config.dtype)]}:
+        raise ConfigError(
+            f"offload disk reads the weights as they are stored ({', '.join(sorted(dtypes))}), not as {config.dtype}. "
+            "Remedy: --dtype auto."
+        )
+
+
+def stored(config: TrainConfig) -> tuple[int, set[str]]:
+    """Bytes and dtypes of the tensors in the model's safetensors files, from their headers; 0 where none is here."""
+    folder = Path(config.model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(config.model, local_files_only=True))
+        except Exception:  # not in the hub's cache: it is not known how the weights are stored
+            return 0, set()
+    found, dtypes = 0, set()
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < _MOST_HEADER else {}
+        tensors = [value for name, value in header.items() if name != "__metadata__"]
+        found += sum(value["data_offsets"][1] - value["data_offsets"][0] for value in tensors)
+        dtypes |= {value["dtype"] for value in tensors}
+    return found, dtypes
 
 
 def _refuse_outside(model: Path) -> None:

@@ -31,6 +31,7 @@ from zotune.store import store_for
 
 if TYPE_CHECKING:
     from zotune.distributed.parallel import Parallel
+    from zotune.engines.offload import Offload
 
 # Elements of a parameter that are updated at once: scratch memory is a few times this.
 _CHUNK = 1 << 20
@@ -57,6 +58,8 @@ class ZerothOrder(torch.optim.Optimizer):
         fold_every: low-rank updates are summed for so many steps before they are written into the weights (a divisor of
             the direction's window). Then `model` alone is behind: `settled()` or `fold()` before anything reads it.
         parallel: the processes that share the work of each step (`zotune.Parallel`).
+        offload: streams the model's blocks to the device (`zotune.engines.offload`). Updates wait for their block:
+            `weights()` before anything but a forward reads the model.
         method, arguments: what the journal's header says of the method; factories fill them in.
 
     Raises ConfigError for a scope that selects nothing, UserError for parameters that cannot be trained.
@@ -81,6 +84,7 @@ class ZerothOrder(torch.optim.Optimizer):
         fold_every: int = 1,
         halve_eps: bool = False,
         parallel: Parallel | None = None,
+        offload: Offload | None = None,
         method: str = "custom",
         arguments: dict[str, Any] | None = None,
     ) -> None:
@@ -94,14 +98,19 @@ class ZerothOrder(torch.optim.Optimizer):
         if blocks is not None:
             direction = scheduled(direction, blocks, model, self.names, rule.by_factors)
         self.direction, self.estimator, self.rule, self.blocks = direction, estimator, rule, blocks
+        self.offload = offload
+        if offload is not None:
+            check_offload(method, direction, rule, parallel)
         elements = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
-        self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements))
+        away = None if offload is None else offload.away
+        self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements), away)
         self.parallel = parallel
         lanes = lanes if parallel is None else parallel.lanes(lanes)
         self.evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage)
         for target in self.perturber.targets():
             store_for(target.data.dtype)
-        direction.prepare(self.perturber.targets())
+        targets = self.perturber.targets()
+        direction.prepare(targets if offload is None else offload.shown(targets))
         _check_folding(fold_every, direction, self.param_groups)
         self.fold_every = fold_every
         self.halve_eps, self.halvings = halve_eps, 0
@@ -350,13 +359,31 @@ class ZerothOrder(torch.optim.Optimizer):
 
         To read the weights themselves call `fold`, which rounds: when it is called is part of a run's course.
         """
+        if self.offload is not None:
+            self.offload.settle()
         if not self.perturber.pending:
             yield
             return
         with self.perturber.at(Point(Key(self.seed, self.steps), 0.0)):
             yield
 
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters in scope by name, to read and to write: pending updates are folded, blocks are settled."""
+        self.fold()
+        if self.offload is not None:
+            self.offload.settle()
+        return self.perturber.weights()
+
     def _write(self, target: Target, step: int, value: Callable[[Block], Tensor]) -> None:
+        """Write `value` into the target: now, or when its block comes to the device."""
+
+        def later(data: Tensor) -> None:
+            self._write_now(replace(target, data=data), step, value)
+
+        if self.offload is None or not self.offload.defer(target.name, later):
+            self._write_now(target, step, value)
+
+    def _write_now(self, target: Target, step: int, value: Callable[[Block], Tensor]) -> None:
         weight, store = target.data, store_for(target.data.dtype)
         flat = weight.view(-1) if weight.is_contiguous() else weight.contiguous().view(-1)
         dither = Key(self.seed, step, 0, Purpose.DITHER)
@@ -430,6 +457,8 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state plus what matters here: seed, steps taken, and what the method carries from step to step."""
+        if self.offload is not None:  # the model's own state is saved beside this one
+            self.offload.settle()
         own = {"seed": self.seed, "steps": self.steps, "method": self.method, "carried": self.carried()}
         return {**super().state_dict(), "zotune": own}
 
@@ -457,6 +486,19 @@ def _check_folding(fold_every: int, direction: Direction, groups: Sequence[Mappi
         )
     if fold_every > 1 and any(group["weight_decay"] for group in groups):
         raise ConfigError("weight decay writes every weight in every step. Remedy: fold_every=1, or no weight decay.")
+
+
+def check_offload(method: str, direction: Direction, rule: Rule, parallel: Parallel | None) -> None:
+    """Raises ConfigError unless updates can wait until the blocks that they change come to the device."""
+    if parallel is not None:
+        raise ConfigError(
+            "offload streams the blocks of one process. Remedy: leave --offload out, or start without torchrun."
+        )
+    if not (direction.may_wait and rule.may_wait):
+        raise ConfigError(
+            f"{method} learns from every step, so its updates cannot wait until their block comes to the device. "
+            "Remedy: leave --offload out, or take a method without a state, such as mezo, sparse_mezo or lozo."
+        )
 
 
 def _decay_groups(model: nn.Module, scope: str | Sequence[str], weight_decay: float) -> list[dict[str, Any]]:

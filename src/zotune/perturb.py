@@ -47,11 +47,20 @@ class Perturber:
     """Evaluates a model at perturbed points.
 
     `names` are canonical parameter names (those of `model.named_parameters()`); a tied parameter counts once, under its
-    first name, and is replaced at every place where it is used.
+    first name, and is replaced at every place where it is used. `away` holds what stands for the data of parameters
+    that come to the device in the forward (`zotune.engines.offload`).
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], direction: Direction, fast: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        direction: Direction,
+        fast: bool = False,
+        away: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model, self.direction, self.fast = model, direction, fast
+        self._away = away or {}
         by_id = {id(p): name for name, p in model.named_parameters() if name in set(names)}
         self._sites: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names}
         for module in model.modules():
@@ -70,7 +79,13 @@ class Perturber:
         return [self._target(name) for name in self._sites]
 
     def _target(self, name: str) -> Target:
-        return Target(name, self._parameter(name).detach(), self.fast, self.pending.get(name))
+        data = self._away.get(name)
+        data = self._parameter(name).detach() if data is None else data
+        return Target(name, data, self.fast, self.pending.get(name))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters in scope by name, where they lie; what is pending is not in them."""
+        return {name: self._parameter(name).detach() for name in self._sites}
 
     def _parameter(self, name: str) -> Tensor:
         module, key = self._sites[name][0]

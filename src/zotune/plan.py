@@ -13,12 +13,13 @@ from typing import Any
 
 from zotune.calibrate import calibrate
 from zotune.config import TrainConfig
+from zotune.engines.parts import Sizes
 from zotune.errors import ConfigError
 from zotune.forecast import Forecast, dtype_of
 from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
 from zotune.machine import free_disk_bytes, free_memory_bytes
-from zotune.optimizer import ZerothOrder
+from zotune.optimizer import ZerothOrder, check_offload
 from zotune.records import encode, encode_header
 from zotune.run import RunPaths
 from zotune.session import Session
@@ -45,6 +46,9 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
     optimizer = _built(session, watch)
     law = str(optimizer.arguments.get("law", "gaussian"))
     machine = calibrate(device, dtype_of(session.model), law, watch.say)
+    if config.offload is not None:
+        check_offload(optimizer.method, optimizer.direction, optimizer.rule, optimizer.parallel)
+        watch.say("The time does not count how long blocks take to come to the device and back.")
     forecast = Forecast(session, optimizer, machine)
     memory = forecast.memory(device)
     step, once, evaluation, first = forecast.seconds()
@@ -52,7 +56,7 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
         0 if session.eval_examples is None else 2 + (config.steps - 1) // (config.eval_every or config.steps + 1)
     )
     free = free_memory_bytes(device)
-    disk = _disk(session, optimizer)
+    disk = _disk(session, optimizer, forecast.offload)
     free_disk = free_disk_bytes(config.output_dir)
     seconds = config.steps * step + once + evaluations * evaluation + (first if evaluations else 0.0)
     return {
@@ -83,8 +87,8 @@ def _built(session: Session, watch: Watch) -> ZerothOrder:
         return session.build()
 
 
-def _disk(session: Session, optimizer: ZerothOrder) -> dict[str, int]:
-    """Bytes of the journal (exact), of the metrics (about) and of the snapshots that are kept."""
+def _disk(session: Session, optimizer: ZerothOrder, offload: Sizes | None) -> dict[str, int]:
+    """Bytes of the journal (exact), of the metrics (about), of the snapshots that are kept, and of blocks on disk."""
     config = session.config
     names = [parameter["name"] for parameter in optimizer.header()["parameters"]]
     header = session.header(base_sha256=_HASH, scope_sha256=_HASH)
@@ -97,7 +101,9 @@ def _disk(session: Session, optimizer: ZerothOrder) -> dict[str, int]:
     scope = sum(target.data.numel() * target.data.element_size() for target in optimizer.perturber.targets())
     snapshots = min(KEEP, config.steps // config.snapshot_every) * (scope + sum(len(name) + 70 for name in names))
     metrics = 110 * config.steps
-    return {"journal": journal, "metrics": metrics, "snapshots": snapshots, "total": journal + metrics + snapshots}
+    blocks = offload.streamed if offload is not None and config.offload == "disk" else 0
+    found = {"journal": journal, "metrics": metrics, "snapshots": snapshots, "blocks": blocks}
+    return found | {"total": sum(found.values())}
 
 
 def _measured(run: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
 from zotune.journal import StepRecord
 from zotune.journal import read as read_journal
-from zotune.load import load_model, load_tokenizer
+from zotune.load import load_to_replay, load_tokenizer
 from zotune.model_folder import refuse_filled, save_folder
 from zotune.nonfinite import mean_loss
 from zotune.objective.from_config import functions_of_run
@@ -25,6 +25,9 @@ from zotune.run import RunPaths
 from zotune.session import Session
 from zotune.watch import Watch
 from zotune.weights import base_sha256
+
+if TYPE_CHECKING:
+    from zotune.engines.offload import Offload
 
 
 def replay(
@@ -44,8 +47,8 @@ def replay(
     if to is not None:
         refuse_filled(to, force)
     config = config_of(paths, trust_remote_code)
-    model = load_model(config)
-    found = replay_onto(paths, model, watch)
+    model, offload = load_to_replay(config)
+    found = replay_onto(paths, model, watch, offload=offload)
     if verify and not found["verified"]:
         raise RunError(
             f"{paths.folder}: the journal has no hash of its last step, {found['steps']}. "
@@ -68,7 +71,7 @@ def evaluate_run(
     functions = functions_of_run(config, trust_reward or run is None, Functions())
     session, steps = Session(config, training=False, functions=functions), 0
     if run is not None:
-        steps = replay_onto(RunPaths(run).check(), session.model, watch)["steps"]
+        steps = replay_onto(RunPaths(run).check(), session.model, watch, offload=session.offload)["steps"]
     found = session.evaluate()
     if found is None:
         raise ConfigError("there are no rows to evaluate on. Remedy: --eval FILE.")
@@ -76,18 +79,22 @@ def evaluate_run(
     return found.as_dict() | {"steps": steps}
 
 
-def replay_onto(paths: RunPaths, model: nn.Module, watch: Watch, steps: int | None = None) -> dict[str, Any]:
+def replay_onto(
+    paths: RunPaths, model: nn.Module, watch: Watch, steps: int | None = None, offload: Offload | None = None
+) -> dict[str, Any]:
     """Fold a run's journal (its first `steps` steps) into its base model, checking every hash recorded on the way."""
     header, records, torn = read_journal(paths.journal)
     if torn:
         watch.say(f"{paths.journal} ends in {torn} bytes of an unfinished record; they are left out.")
-    return apply(optimizer_on(paths, header, model), records, steps)
+    return apply(optimizer_on(paths, header, model, offload), records, steps)
 
 
-def optimizer_on(paths: RunPaths, header: dict[str, Any], model: nn.Module) -> ZerothOrder:
+def optimizer_on(
+    paths: RunPaths, header: dict[str, Any], model: nn.Module, offload: Offload | None = None
+) -> ZerothOrder:
     """The optimizer of a run at step 0 on `model`. Raises RunError unless that is the base the run began from."""
     base = base_sha256(model)
-    optimizer = rebuild(header, model)
+    optimizer = rebuild(header, model, offload=offload)
     if header.get("base_sha256") not in (None, base):
         raise RunError(
             f"the base model of {paths.folder} has changed since the run began: its weights hash to "

@@ -50,6 +50,9 @@ class Rule(ABC):
     by_factors = False
     """Whether `change` makes whole matrices of the direction's own factors: none can then move in part."""
 
+    may_wait = False
+    """Whether `update` can be asked after later steps were evaluated: it depends on its arguments alone."""
+
     def begin(self, probes: Sequence[Probe]) -> None:  # noqa: B027 - most rules have no memory
         """Called once per step, before the first tensor: the place to advance what is shared by all tensors."""
 
@@ -76,6 +79,8 @@ class Rule(ABC):
 @final
 class Sgd(Rule):
     """`theta <- (1 - lr * weight_decay) theta - lr * sum_q coef_q z_q`: arXiv 2305.17333, def. 2, decoupled decay."""
+
+    may_wait = True
 
     def change(self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float) -> Factors | None:
         terms = [(p.key, -lr * p.coef * direction.gain(target, p.key)) for p in probes]

@@ -81,7 +81,12 @@ def decays(model: nn.Module, name: str) -> bool:
 
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The longest list of modules (the last of equals): the transformer blocks, with its name.
+    """The longest list of modules (the last of equals): the transformer blocks, with its name."""
+    return max(reversed(block_lists(model)), key=lambda item: len(item[1]), default=None)
+
+
+def block_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """All lists of modules with their names: an encoder has one, a decoder another.
 
     A list inside another (a block's experts, or its layers) is a part of a block.
     """
@@ -90,7 +95,7 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
         inside = any(name.startswith(f"{outer}.") for outer, _ in lists)
         if isinstance(module, nn.ModuleList) and len(module) and not inside:
             lists.append((name, module))
-    return max(reversed(lists), key=lambda item: len(item[1])) if lists else None
+    return lists
 
 
 def _block(model: nn.Module, named: dict[str, nn.Parameter], number: int) -> set[str]:

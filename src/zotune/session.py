@@ -16,7 +16,7 @@ from zotune.data.source import Part, load_source
 from zotune.dominant import dominant_layer
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.evaluate import Evaluation, evaluate
-from zotune.load import device_of, load_model, load_tokenizer, make_objective
+from zotune.load import device_of, load_model, load_tokenizer, make_objective, offloaded
 from zotune.methods import METHODS, accepts
 from zotune.nonfinite import replay_step, skipped
 from zotune.objective.base import Batch, Example, Objective, to_device
@@ -67,6 +67,7 @@ class Session:
         self.held_bytes = memory_bytes()  # libraries, tokenizer and rows, before the weights
         self.model: nn.Module = load_model(config) if model is None else model
         self.device = device_of(config)
+        self.offload = offloaded(config, self.model, self.device) if model is None else None
         self.objective = make_objective(config, tokenizer, self.model, source, self.functions)
         # The training rows first: they fix which labels there are.
         self.examples = _encode(self.objective, source.train) if source.train else []
@@ -157,6 +158,8 @@ class Session:
             from zotune.distributed.parallel import Parallel
 
             options["parallel"] = Parallel(c.parallel or "data", self.group, c.check_every)
+        if self.offload is not None:
+            options["offload"] = self.offload
         if c.queries is not None and "queries" in accepts(c.method):
             options["queries"] = c.queries
         elif c.queries not in (None, 1):

@@ -36,6 +36,11 @@ def explain(session: Session, error: BaseException) -> str:
     return " ".join([*parts, f"Remedy: {_remedy(session, terms)}"])
 
 
+def _may_wait(session: Session) -> bool:
+    optimizer = session.optimizer
+    return optimizer.parallel is None and optimizer.direction.may_wait and optimizer.rule.may_wait
+
+
 def _remedy(session: Session, terms: dict[str, int] | None) -> str:
     config = session.config
     resume = f"`zotune resume {shlex.quote(str(config.output_dir))}"
@@ -51,6 +56,9 @@ def _remedy(session: Session, terms: dict[str, int] | None) -> str:
     )
     if splits and largest == "activations":
         return f"{smaller} goes on with the same steps, in smaller forwards."
+    if largest == "weights" and config.offload is None and _may_wait(session):
+        home = "cpu" if session.device.type == "cuda" else "disk"
+        return f"{resume} --offload {home}`: the same steps, the model comes block by block."
     other = ["another method"] * (largest == "state") + ["--dtype bfloat16"] * (config.dtype == "float32")
     less = f"{smaller} takes less for activations; otherwise " if splits else ""
     return f"{less}start another run with {', '.join([*other, 'a smaller model'])}."

@@ -269,8 +269,8 @@ def _restore(optimizer: ZerothOrder, folder: Folder, most: int, hashes: dict[int
         }
         if weights_sha256(tensors) == hashes.get(step, meta.get("weights_sha256")):
             with torch.no_grad():
-                for target in optimizer.perturber.targets():
-                    target.data.copy_(tensors[target.name])
+                for name, weight in optimizer.weights().items():
+                    weight.copy_(tensors[name])
             optimizer.steps = step
             optimizer.carry(carried)
             return
@@ -338,7 +338,7 @@ def _mark(session: Session, folder: Folder, journal: Log, hashed: set[int]) -> N
     step = session.optimizer.steps
     if step and step % session.config.snapshot_every == 0 and step not in hashed:
         sha256 = _hashed(session)  # folds: a snapshot holds whole weights
-        tensors = {target.name: target.data for target in session.optimizer.perturber.targets()}
+        tensors = session.optimizer.weights()
         carried = {_CARRIED + name: tensor for name, tensor in session.optimizer.carried().items()}
         folder.save_snapshot(step, tensors | carried, {"weights_sha256": sha256})
         journal.append(HashRecord(step, sha256))
@@ -439,6 +439,7 @@ def _say(session: Session, watch: Watch) -> dict[str, int]:
             else f"nothing: {reuse.reason}",
             **_shared_out(session),
             **({"memory": said(terms)} if terms else {}),
+            **({} if session.offload is None else {"offload": session.offload.says()}),
             "kept": _kept(session),
             "run": str(config.output_dir),
         }

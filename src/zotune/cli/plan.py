@@ -63,7 +63,8 @@ def _show(session: Session, found: dict[str, Any]) -> None:
             lines[f"  {name}"] = f"{size(memory[name]):>8}  {words}"
     lines["memory"] = f"{size(memory['peak']):>8}  at most, {_room(memory)}"
     lines["journal"] = f"{size(disk['journal']):>8}"
-    lines["disk"] = f"{size(disk['total']):>8}  with metrics and snapshots, {_room(disk)}"
+    blocks = f", and {size(disk['blocks'])} of blocks while it runs" if disk["blocks"] else ""
+    lines["disk"] = f"{size(disk['total']):>8}  with metrics and snapshots{blocks}, {_room(disk)}"
     if measured:
         lines["measured"] = (
             f"memory {_beside(memory['peak'], measured['peak_memory_bytes'])}, time of the training "

@@ -19,6 +19,9 @@ def command(
         int | None, typer.Option(help="Evaluate in parts of so many rows: less memory, same steps.", min=1)
     ] = None,
     eval_batch_size: Annotated[int | None, typer.Option(help="Examples per forward when evaluating.", min=1)] = None,
+    offload: Annotated[
+        str | None, typer.Option(help="Where blocks wait that do not fit: cpu or disk.", show_default=False)
+    ] = None,
     reuse_mb: Annotated[
         int | None, typer.Option(help="MB for activations below the scope that are kept; 0: none.", min=0)
     ] = None,
@@ -28,7 +31,12 @@ def command(
 
     def body(session: Session) -> dict[str, Any]:
         paths = RunPaths(run)
-        given = {"rows_per_forward": rows_per_forward, "eval_batch_size": eval_batch_size, "reuse_mb": reuse_mb}
+        given = {
+            "rows_per_forward": rows_per_forward,
+            "eval_batch_size": eval_batch_size,
+            "reuse_mb": reuse_mb,
+            "offload": offload,
+        }
         places = {name: value for name, value in given.items() if value is not None}
         session.run = run
         with session.joined() as group:

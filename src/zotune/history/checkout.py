@@ -8,7 +8,7 @@ from typing import Any
 
 from zotune.history.steps import check_step
 from zotune.journal import read as read_journal
-from zotune.load import load_model, load_tokenizer
+from zotune.load import load_to_replay, load_tokenizer
 from zotune.model_folder import refuse_filled, save_folder
 from zotune.resolve import config_of
 from zotune.revisit import replay_onto
@@ -28,8 +28,8 @@ def checkout(
     check_step(paths.folder, step, read_journal(paths.journal)[1])
     refuse_filled(to, force)
     config = config_of(paths, trust_remote_code)
-    model = load_model(config)
-    found = replay_onto(paths, model, watch, step)
+    model, offload = load_to_replay(config)
+    found = replay_onto(paths, model, watch, step, offload)
     save_folder(model, load_tokenizer(config), to, force)
     kind = "adapter" if hasattr(model, "peft_config") else "model"
     return {**found, "kind": kind, "to": str(to), "seconds": time.perf_counter() - begun}

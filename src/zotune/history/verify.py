@@ -8,7 +8,7 @@ from typing import Any
 
 from zotune.errors import RunError
 from zotune.journal import read as read_journal
-from zotune.load import load_model
+from zotune.load import load_to_replay
 from zotune.nonfinite import replay_step
 from zotune.rebuild import current_sha256
 from zotune.records import HashRecord
@@ -33,7 +33,7 @@ def verify(run: str | Path, watch: Watch, trust_remote_code: bool = False) -> di
             f"{paths.folder} has recorded no hash yet, so there is nothing to compare. "
             f"Remedy: `zotune resume {paths.folder}` finishes the run."
         )
-    optimizer = optimizer_on(paths, header, load_model(config_of(paths, trust_remote_code)))
+    optimizer = optimizer_on(paths, header, *load_to_replay(config_of(paths, trust_remote_code)))
     right: list[int] = []
     for record in records:
         if not isinstance(record, HashRecord):

@@ -40,6 +40,8 @@ from zotune.rule import Sgd
 class SmallWeights(Direction):
     """z_hat = 1[|W| <= h] * z for matrices, z for vectors; h is fixed by the initial weights."""
 
+    may_wait = True
+
     def __init__(self, law: Law, sparsity: float) -> None:
         self.sparsity = sparsity
         self.z = Dense(law)
@@ -84,6 +86,8 @@ class SmallWeights(Direction):
 @final
 class Control(Direction):
     """z on as many weights of each matrix as `SmallWeights` moves, large ones or random ones; z for vectors."""
+
+    may_wait = True
 
     def __init__(self, law: Law, sparsity: float, select: Literal["large", "random"]) -> None:
         self.sparsity, self.select = sparsity, select
