@@ -43,7 +43,7 @@ NETWORK = {"http", "socket", "ssl", "urllib", "requests", "httpx", "huggingface_
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_network_and_no_trust_by_itself(path: Path) -> None:
-    """Only demo, load (what the hub's cache has) and push import a network library; trust_remote_code is the user's flag."""
+    """Only demo, load (of the hub's cache) and push import a network library; trust_remote_code is the user's flag."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = {
         name.split(".")[0]
