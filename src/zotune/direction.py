@@ -99,6 +99,9 @@ class Direction(ABC):
     reads_inputs = False
     """Whether `see` must be called before a step's first draw: such a method cannot be replayed without data."""
 
+    in_parts = False
+    """Whether z and what is learned need no more of a tensor than name, shape and dtype: so for sharded models."""
+
     def prepare(self, targets: Sequence[Target]) -> None:  # noqa: B027 - most directions have nothing to prepare
         """Called once, with the initial weights, before the first draw."""
 
@@ -211,6 +214,8 @@ class Together:
 class Dense(Direction):
     """Independent entries: z ~ N(0, 1) through the quantile table, or random signs."""
 
+    in_parts = True
+
     def __init__(self, law: Law = "gaussian") -> None:
         self.law: Law = law
         self._small = Together(law)
@@ -298,6 +303,8 @@ class LowRank(Factored):
     `normalize="rms"` Z is divided by sqrt(rank), so that its entries have variance 1 whatever the rank. All queries of
     a step share V, unless `own` gives each query its own. V of the latest `bases` windows stays at hand.
     """
+
+    in_parts = True
 
     def __init__(
         self,

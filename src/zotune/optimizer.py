@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from zotune import kernels
 from zotune.diagnose import first_non_finite
 from zotune.direction import Direction, State, Target, add_up
+from zotune.distributed.sharded import is_part, no_gradient, own_part
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
 from zotune.estimate import Estimator, Point, Probe
 from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
@@ -96,6 +97,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.direction, self.estimator, self.rule, self.blocks = direction, estimator, rule, blocks
         elements = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
         self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements))
+        self.perturber.sharding.refuse_unless(direction.in_parts and rule.in_parts, method)
         self.parallel = parallel
         lanes = lanes if parallel is None else parallel.lanes(lanes)
         self.evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage)
@@ -189,7 +191,7 @@ class ZerothOrder(torch.optim.Optimizer):
         Returns the losses there, (examples,) float64 on the CPU.
         """
         key = Key(self.seed, self.steps)
-        with torch.inference_mode(), self.perturber.at(Point(key, 0.0)), within(1), self.perturber.watched(key):
+        with no_gradient(self.model), self.perturber.at(Point(key, 0.0)), within(1), self.perturber.watched(key):
             losses = objective(self.model, batch)
         self.evaluator.forwards += 1
         self._looked = self.steps
@@ -260,7 +262,8 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _compared(self) -> dict[str, Tensor]:
         """What must be equal in all processes between two steps."""
-        return {**{target.name: target.data for target in self.perturber.targets()}, **self.carried()}
+        alike = {target.name: target.data for target in self.perturber.targets() if not is_part(target.data)}
+        return {**alike, **self.carried()}
 
     def _reduced(self) -> tuple[float, ...]:
         if self.estimator.per_example:
@@ -338,7 +341,7 @@ class ZerothOrder(torch.optim.Optimizer):
             for target in self.perturber.targets():
                 # Adding zero would still turn -0.0 into 0.0.
                 if target.pending is not None and bool(target.pending.u.any()):
-                    self._write(target, self.steps - 1, lambda block: block.target.value(block.start, block.stop))
+                    self._write(target, self.steps - 1, lambda block: decayed_sum(block, 0.0, 0.0))
         self.perturber.pending.clear()
 
     @contextmanager
@@ -354,12 +357,15 @@ class ZerothOrder(torch.optim.Optimizer):
             yield
 
     def _write(self, target: Target, step: int, value: Callable[[Block], Tensor]) -> None:
-        weight, store = target.data, store_for(target.data.dtype)
+        (weight, first), store = own_part(target.data), store_for(target.data.dtype)
         flat = weight.view(-1) if weight.is_contiguous() else weight.contiguous().view(-1)
         dither = Key(self.seed, step, 0, Purpose.DITHER)
         # A mask reads the weights from before the update: a slice is written last, a copy when all slices are done.
         for start, stop in target.slices(_CHUNK):
-            part = flat[start:stop]
+            start, stop = max(start, first), min(stop, first + flat.numel())
+            if start >= stop:
+                continue
+            part = flat[start - first : stop - first]
             new = value(Block(self.direction, target, start, part))
             store.write(
                 part,

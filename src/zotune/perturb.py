@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune.direction import Direction, Factors, Target
+from zotune.distributed.sharded import Sharding, no_gradient, released
 from zotune.errors import CoverageError, UserError
 from zotune.estimate import Point
 from zotune.lane_rules import RULES
@@ -63,6 +64,7 @@ class Perturber:
             raise UserError(
                 f"no parameter named {missing[0]!r} in the model. Remedy: use names of model.named_parameters()."
             )
+        self.sharding = Sharding(model, self._sites)
 
     def targets(self) -> list[Target]:
         """The parameters in scope as they are now, in the order of the names given."""
@@ -72,6 +74,8 @@ class Perturber:
         return Target(name, self._parameter(name).detach(), self.fast, self.pending.get(name))
 
     def _parameter(self, name: str) -> Tensor:
+        if name in self.sharding:
+            return self.sharding.parameter(name)
         module, key = self._sites[name][0]
         parameter = module._parameters[key]
         assert parameter is not None
@@ -128,21 +132,27 @@ class Perturber:
         """
         direction = direction or self.direction
         lanes, moved = Lanes(direction, points, rows, RULES, copies=copies), self.moved(points, direction)
+
+        def gathered(name: str, data: Tensor) -> Perturbed:
+            return Perturbed(Target(name, data, self.fast, self.pending.get(name)), lanes)
+
         training = [module for module in self.model.modules() if module.training]
         saved: list[tuple[nn.Module, str, nn.Parameter | None]] = []
         try:
             for module in training:
                 module.training = False
-            for name, sites in self._sites.items():
-                if not every and name not in moved:
+            chosen = [name for name in self._sites if every or name in moved]
+            lanes.expected.update(moved)
+            for name in chosen:
+                if name in self.sharding:
                     continue
                 stand_in: Any = Perturbed(self._target(name), lanes)
-                if name in moved:
-                    lanes.expected.add(name)
-                for module, key in sites:
+                for module, key in self._sites[name]:
                     saved.append((module, key, module._parameters[key]))
                     module._parameters[key] = stand_in
-            yield lanes
+            sharded = [name for name in chosen if name in self.sharding]
+            with released(self.model), self.sharding.replaced(sharded, gathered):
+                yield lanes
         finally:
             for module, key, parameter in saved:
                 module._parameters[key] = parameter
@@ -213,7 +223,7 @@ class Evaluator:
         one = rows * len(points) // len(spread)
         # Every parameter in scope rides in lanes, moved or not: so what is proven does not depend on which are moved.
         at = self.perturber.at(*spread, rows=one, every=True, direction=self._drawn(proof), copies=len(points))
-        with torch.inference_mode(), at as lanes, within(len(points)):
+        with no_gradient(self.perturber.model), at as lanes, within(len(points)):
             losses = objective(self.perturber.model, repeat(batch, len(points)))
         self._count(lanes, len(points))
         if losses.numel() != len(points) * rows:
@@ -238,7 +248,7 @@ class Evaluator:
                 found.append(self._row_by_row(objective, batch, point, direction))
                 continue
             at = self.perturber.at(point, rows=batch_rows(batch) or 1, direction=direction)
-            with torch.inference_mode(), at as lanes, within(1):
+            with no_gradient(self.perturber.model), at as lanes, within(1):
                 losses = objective(self.perturber.model, batch)
             self._count(lanes, 1)
             found.append(losses.detach().reshape(1, -1).to("cpu", torch.float64))
@@ -255,7 +265,7 @@ class Evaluator:
         losses = []
         for row, own in enumerate(spread_out(point, rows)):
             part = {key: v[row : row + 1] if isinstance(v, Tensor) else v for key, v in batch.items()}
-            with torch.inference_mode(), self.perturber.at(own, direction=direction) as lanes:
+            with no_gradient(self.perturber.model), self.perturber.at(own, direction=direction) as lanes:
                 loss = objective(self.perturber.model, part)
             if self.coverage:
                 self.perturber.check_coverage(lanes)
@@ -276,7 +286,7 @@ class Evaluator:
         rows = batch_rows(batch) or 1
         if rows == 1:
             return
-        with torch.inference_mode(), self.perturber.at(centre), within(1):
+        with no_gradient(self.perturber.model), self.perturber.at(centre), within(1):
             losses = objective(self.perturber.model, batch)
         if losses.numel() != rows:
             raise UserError(

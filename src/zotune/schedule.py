@@ -36,7 +36,7 @@ class Scheduled(Direction):
         self.inner, self.parts, self.choice = inner, parts, choice
         self.count = 1 + max(parts.values())
         self.share = _share(choice)
-        self.reads_inputs = inner.reads_inputs
+        self.reads_inputs, self.in_parts = inner.reads_inputs, inner.in_parts
         self._chosen: dict[tuple[int, int], frozenset[int]] = {}
 
     def chosen(self, key: Key) -> frozenset[int]:
