@@ -134,8 +134,8 @@ class TrainConfig:
     snapshot_every: Annotated[int, Opt("Steps between snapshots; they only shorten a resume.", ge=1)] = 500
     track: Annotated[list[str] | None, Opt("Trackers: tensorboard, trackio, wandb, mlflow, ...")] = None
     parallel: Annotated[
-        Literal["data", "probes", "signs", "data+probes", "data+signs"] | None,
-        Opt("What torchrun's processes share out: micro-batches (data), probes or signs."),
+        Literal["data", "probes", "signs", "data+probes", "data+signs", "shard"] | None,
+        Opt("What torchrun's processes share out: micro-batches (data), probes, signs, weights (shard)."),
     ] = None
     check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +26,9 @@ from zotune.objective.options import Choice, OptionLikelihood
 from zotune.tasks import TASKS, find
 from zotune.tasks.base import Task
 
+if TYPE_CHECKING:
+    from zotune.distributed.group import Group
+
 
 def load_tokenizer(config: TrainConfig) -> Any:
     """The tokenizer of the model. Raises UserError when there is none."""
@@ -35,8 +38,10 @@ def load_tokenizer(config: TrainConfig) -> Any:
         return AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
 
 
-def load_model(config: TrainConfig) -> nn.Module:
+def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
     """The model on the config's device, in its dtype, in eval mode, with what the scope adds to it.
+
+    With parallel "shard" its weights are shared out over the group.
 
     Raises UserError for a model that cannot be found or read.
     """
@@ -49,7 +54,22 @@ def load_model(config: TrainConfig) -> nn.Module:
             config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True
         )
     _refuse_random(config.model, sorted(loaded[1]["missing_keys"]))
-    return add_for_scope(loaded[0].eval(), config).to(device_of(config)).eval()
+    model, device = add_for_scope(loaded[0].eval(), config), device_of(config)
+    if config.parallel == "shard" and group is not None:
+        from zotune.distributed.sharded import shard
+
+        return shard(model, device, group.for_weights(device)).eval()
+    return _aligned(model.to(device)).eval()
+
+
+def _aligned(model: nn.Module) -> nn.Module:
+    """The weights at addresses that matrix products like: at others they round otherwise, and a file's header decides
+    where the weights lie that are mapped from it.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
+    return model
 
 
 def _refuse_outside(model: Path) -> None:

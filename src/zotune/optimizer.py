@@ -98,6 +98,11 @@ class ZerothOrder(torch.optim.Optimizer):
         elements = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
         self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements))
         self.perturber.sharding.refuse_unless(direction.in_parts and rule.in_parts, method)
+        if self.perturber.sharding and parallel is not None and parallel.mode != "shard":
+            raise ConfigError(
+                f"the model is sharded, so every process takes part in every forward, and parallel is "
+                f"{parallel.mode!r}. Remedy: parallel 'shard'."
+            )
         self.parallel = parallel
         lanes = lanes if parallel is None else parallel.lanes(lanes)
         self.evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage)

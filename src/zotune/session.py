@@ -63,7 +63,7 @@ class Session:
         self.eval_sha256 = source.eval.sha256 if source.eval else ""
         self.data = source.says() or f"task {config.task}, data seed {config.data_seed}"
         tokenizer = load_tokenizer(config)
-        self.model: nn.Module = load_model(config) if model is None else model
+        self.model: nn.Module = load_model(config, group) if model is None else model
         self.device = device_of(config)
         self.objective = make_objective(config, tokenizer, self.model, source, self.functions)
         # The training rows first: they fix which labels there are.

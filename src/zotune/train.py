@@ -9,22 +9,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from zotune.adapters import added_by
 from zotune.advice import Advisor, check_lr
 from zotune.config import TrainConfig
+from zotune.distributed.sharded import gathered, put
 from zotune.errors import RunError
 from zotune.journal import HashRecord, Journal, StepRecord
 from zotune.machine import peak_memory_bytes
 from zotune.nonfinite import Skips, mean_loss, skipped
 from zotune.objective.from_config import functions_of_run, given_functions
 from zotune.objective.functions import Functions
-from zotune.optimizer import ZerothOrder
 from zotune.rebuild import current_sha256, steps_of
 from zotune.resolve import config_of, resolve
 from zotune.run import RunFolder, RunPaths
@@ -205,7 +207,7 @@ def _catch_up(session: Session, folder: Folder, journal: Log, watch: Watch) -> N
     folder.cut_metrics(lines)
     if not lines:
         _evaluate(session, folder, watch)
-    _restore(optimizer, folder, logged, hashes, watch)
+    _restore(session, folder, logged, hashes, watch)
     start = optimizer.steps
     for record in steps[start:]:
         session.replay(record)
@@ -233,8 +235,27 @@ def _intact(session: Session, rows: list[dict[str, Any]], steps: int) -> tuple[i
     return lines, max(logged, 0)
 
 
-def _restore(optimizer: ZerothOrder, folder: Folder, most: int, hashes: dict[int, str], watch: Watch) -> None:
+def _restore(session: Session, folder: Folder, most: int, hashes: dict[int, str], watch: Watch) -> None:
     """Put the newest snapshot up to step `most` into the weights, if it holds what was recorded of it."""
+    optimizer, group = session.optimizer, session.group
+    found = _intact_snapshot(folder, most, hashes, watch)
+    if group is not None and optimizer.perturber.sharding:
+        # Parts of one model must be of one step; where a process finds no snapshot, all replay from the base.
+        told = group.exchange(str(found and found[0]).encode())
+        found = found if len(set(told)) == 1 else None
+    if found is None:
+        return
+    optimizer.steps, tensors, carried = found
+    with torch.no_grad():
+        for target in optimizer.perturber.targets():
+            put(target.data, tensors[target.name])
+    optimizer.carry(carried)
+
+
+def _intact_snapshot(
+    folder: Folder, most: int, hashes: dict[int, str], watch: Watch
+) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
+    """Step, weights and what the method carries."""
     found = folder.latest_snapshot(most)
     while found is not None:
         step, tensors, meta = found
@@ -242,14 +263,10 @@ def _restore(optimizer: ZerothOrder, folder: Folder, most: int, hashes: dict[int
             name.removeprefix(_CARRIED): tensors.pop(name) for name in list(tensors) if name.startswith(_CARRIED)
         }
         if weights_sha256(tensors) == hashes.get(step, meta.get("weights_sha256")):
-            with torch.no_grad():
-                for target in optimizer.perturber.targets():
-                    target.data.copy_(tensors[target.name])
-            optimizer.steps = step
-            optimizer.carry(carried)
-            return
+            return step, tensors, carried
         watch.say(f"The snapshot of step {step} does not hold the weights it was made of; it is left out.")
         found = folder.latest_snapshot(step - 1)
+    return None
 
 
 def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[str, Any]:
@@ -266,18 +283,19 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
     advisor = Advisor(watch.say)
     spent = 0.0  # seconds of training: evaluations and snapshots are not counted
     _mark(session, folder, journal, hashed)
-    while optimizer.steps < config.steps:
-        start = time.perf_counter()
-        with skips.guard(optimizer, record, watch):
-            session.step()
-        seconds = time.perf_counter() - start
-        spent += seconds
-        advisor.see(written[-1], written[-1].lrs[0])
-        loss = _log_step(session, folder, written[-1])
-        watch.step(optimizer.steps, config.steps, loss, seconds, {"g": _coef(session, written.pop())})
-        if _due(session, optimizer.steps):
-            _evaluate(session, folder, watch)
-        _mark(session, folder, journal, hashed)
+    with _stopping_together(session):
+        while optimizer.steps < config.steps:
+            start = time.perf_counter()
+            with skips.guard(optimizer, record, watch):
+                session.step()
+            seconds = time.perf_counter() - start
+            spent += seconds
+            advisor.see(written[-1], written[-1].lrs[0])
+            loss = _log_step(session, folder, written[-1])
+            watch.step(optimizer.steps, config.steps, loss, seconds, {"g": _coef(session, written.pop())})
+            if _due(session, optimizer.steps):
+                _evaluate(session, folder, watch)
+            _mark(session, folder, journal, hashed)
     sha256 = _hashed(session)
     if optimizer.steps not in hashed:
         journal.append(HashRecord(optimizer.steps, sha256))
@@ -296,12 +314,18 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
     return result | _before_and_after(folder) | {"run": str(folder.path)}
 
 
+def _stopping_together(session: Session) -> AbstractContextManager[None]:
+    sharded = bool(session.optimizer.perturber.sharding)
+    return session.group.stopping_together() if session.group is not None and sharded else nullcontext()
+
+
 def _mark(session: Session, folder: Folder, journal: Log, hashed: set[int]) -> None:
     """Every `snapshot_every` steps: the snapshot first, then the hash that says it should be there."""
     step = session.optimizer.steps
     if step and step % session.config.snapshot_every == 0 and step not in hashed:
         sha256 = _hashed(session)  # folds: a snapshot holds whole weights
-        tensors = {target.name: target.data for target in session.optimizer.perturber.targets()}
+        leads = session.group is None or session.group.rank == 0
+        tensors = gathered({target.name: target.data for target in session.optimizer.perturber.targets()}, leads)
         carried = {_CARRIED + name: tensor for name, tensor in session.optimizer.carried().items()}
         folder.save_snapshot(step, tensors | carried, {"weights_sha256": sha256})
         journal.append(HashRecord(step, sha256))

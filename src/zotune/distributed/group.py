@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import struct
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, final
 
 import torch
@@ -47,6 +52,8 @@ class Group:
         self._room = 64  # bytes of an exchange; it grows to what messages need
         self._held: BaseException | None = None  # arrived during an exchange: raised when that is done
         self._until = math.inf  # when an exchange is given up
+        self._weights: Any = None  # the process group of a sharded model
+        self.stop: BaseException | None = None  # a signal that is kept for the end of the step
         self.heard: BaseException | None = None  # the error that all processes know of
         self.exchanges, self.sent_bytes = 0, 0
 
@@ -90,10 +97,41 @@ class Group:
         self.sent_bytes += size if self.rank == 0 else 0
         return tensor.cpu().numpy().tobytes()
 
+    def for_weights(self, device: torch.device) -> Any:
+        """A process group of the same processes in which a sharded model on `device` gathers its weights."""
+        if self._weights is None:
+            self._weights = self._dist.new_group(backend="nccl" if device.type == "cuda" else "gloo")
+        return self._weights
+
+    @contextmanager
+    def stopping_together(self) -> Iterator[None]:
+        """Within the context a first signal is kept in `stop`: one process that stopped in a forward would leave the
+        others waiting for its weights. A second one acts at once.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def keep(number: int, frame: FrameType | None) -> None:
+            self.stop = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+            signal.signal(number, before[signal.Signals(number)])
+
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number, handler in before.items():
+            if callable(handler):  # not where it is ignored, as under nohup
+                signal.signal(number, keep)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def farewell(self, error: BaseException) -> None:
         """Tell the others, in their next exchange, that this process leaves. Known errors are not told again."""
         if error is self.heard:
             return
+        if self._weights is not None:  # so that those fail, and listen, who wait for this process's weights
+            self._dist.destroy_process_group(self._weights)
         self._until = time.monotonic() + PATIENCE
         try:
             self.exchange(b"", error)

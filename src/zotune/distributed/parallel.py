@@ -21,7 +21,7 @@ from zotune.errors import ConfigError
 from zotune.estimate import Point
 from zotune.perturb import batch_rows
 
-Mode = Literal["data", "probes", "signs", "data+probes", "data+signs"]
+Mode = Literal["data", "probes", "signs", "data+probes", "data+signs", "shard"]
 Losses = list[list[tuple[float, float]]]  # for each point, (loss, weight) of each example
 
 _HEAD = struct.Struct("<QII6s")  # step, cells of the step, fingerprint of its first batch, digest of the weights
@@ -35,7 +35,9 @@ class Parallel:
     Args:
         mode: "data": each micro-batch to one process. "probes": each probe (its points that ride in one forward) to
             one. "signs": each point to one; points are then evaluated one at a time in every number of processes,
-            since a forward for both sides rounds otherwise. "data+probes", "data+signs": both products.
+            since a forward for both sides rounds otherwise. "data+probes", "data+signs": both products. "shard": every
+            process evaluates everything, since a sharded model (`fully_shard`) takes all of them for each forward; the
+            losses that count are those of process 0.
         group: the processes; None is torch's default group.
         check_every: after the first and every so many steps, a slice of the weights is compared.
 
@@ -75,6 +77,8 @@ class Parallel:
 
     def check_work(self, units: int, points: int, lanes: int) -> None:
         """Raises ConfigError when a step of so many micro-batches and points leaves a process without work."""
+        if self.mode == "shard":
+            return
         cells = (units if self._by_unit else 1) * len(self._groups(list(range(points)), [], lanes))
         if cells < self.group.size:
             raise ConfigError(
@@ -111,19 +115,27 @@ class Parallel:
         """
         if not self.units and self._first:
             self._fingerprint = _fingerprint(batch)
+        if self.mode == "shard":
+            self._cells.append((0, list(range(len(points))), weight))
+            self._count(batch)
+            return list(points)
         known = [i for i, point in enumerate(points) if centre and not point.scale]
         own: list[int] = []
         for cell in self._groups([i for i in range(len(points)) if i not in known], known, lanes):
             owner = self._owner(self.units if self.mode == "data" else len(self._cells))
             self._cells.append((owner, cell, weight))
             own += cell if owner == self.group.rank else []
+        self._count(batch)
+        return [points[i] for i in own]
+
+    def _count(self, batch: Any) -> None:
         self.units += 1
         self.examples += batch_rows(batch) or 0
-        return [points[i] for i in own]
 
     def keep(self, losses: Sequence[Sequence[float]]) -> None:
         """The losses at the points that `deal` gave, (points, examples)."""
-        self._own += losses
+        if self.mode != "shard" or self.group.rank == 0:
+            self._own += losses
 
     def _owner(self, number: int) -> int:
         return number % self.group.size
@@ -147,7 +159,7 @@ class Parallel:
         if due and self._failed is None:
             mark = digest(weights(), self._checks)
         self._checks += due
-        cells, failed, own = self._cells, self._failed, self._own
+        cells, failed, own = self._cells, self._failed or self.group.stop, self._own
         head = _HEAD.pack(step, len(cells), self._fingerprint or 0, mark)
         self.forget()
         told = self.group.exchange(head + b"".join(map(_packed, own)), failed, usual=True)

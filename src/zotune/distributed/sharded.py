@@ -10,7 +10,8 @@ All processes must run the same forwards, in the same order: each of them gather
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, final
 
@@ -32,6 +33,35 @@ def is_sharded(module: nn.Module) -> bool:
 def sharded_modules(model: nn.Module) -> list[Any]:
     """The modules inside that `fully_shard` was applied to, outer ones first."""
     return [module for module in model.modules() if is_sharded(module)]
+
+
+def shard(model: nn.Module, device: torch.device, process_group: Any) -> nn.Module:
+    """Share out the weights of a model, which every process holds, over a process group; each part lies on `device`.
+
+    Block by block, so that a forward needs the weights of one block at a time, and of what lies outside all blocks.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = DeviceMesh.from_group(process_group, device.type)
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in the outermost lists, but for those that share a parameter with others."""
+    uses = Counter(id(p) for part in module.modules() for p in part._parameters.values() if p is not None)
+
+    def inside(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            yield from child if isinstance(child, nn.ModuleList) else inside(child)
+
+    for block in inside(module):
+        own = Counter(id(p) for part in block.modules() for p in part._parameters.values() if p is not None)
+        if own and all(count == uses[place] for place, count in own.items()):
+            yield block
 
 
 def is_part(tensor: Tensor) -> bool:
@@ -71,6 +101,19 @@ def own_part(tensor: Tensor) -> tuple[Tensor, int]:
             "the first dimension, which is its default, and no tensor parallelism."
         )
     return part, first * (tensor.numel() // max(rows, 1))
+
+
+def gathered(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """All of each tensor: sharded ones are gathered one after the other, by every process, and kept where `keep` is."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        if not is_part(tensor):
+            found[name] = tensor
+            continue
+        value = whole(tensor)
+        if keep:
+            found[name] = value.to("cpu")
+    return found
 
 
 def put(tensor: Tensor, value: Tensor) -> None:
