@@ -58,7 +58,8 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
     if config.parallel == "shard" and group is not None:
         from zotune.distributed.sharded import shard
 
-        return shard(model, device, group.for_weights(device)).eval()
+        group.sharded = True
+        return shard(model, device, group.weights).eval()
     return _aligned(model.to(device)).eval()
 
 

@@ -229,16 +229,19 @@ class ZerothOrder(torch.optim.Optimizer):
         point = points[row]
         point = spread_out(point, losses.shape[1])[example] if point.each else point
         self._losses = []
-        assert self._batch is not None
-        with torch.no_grad(), self.perturber.at(point):
-            where = first_non_finite(self.model, lambda: self._batch[0](self.model, self._batch[1]))  # type: ignore[index]
+        where = "where it began is not looked for in a sharded model"  # that would take all processes
+        if not self.perturber.sharding:
+            assert self._batch is not None
+            plain, batch = self._batch
+            with torch.no_grad(), self.perturber.at(point):
+                found = first_non_finite(self.model, lambda: plain(self.model, batch))
+            where = f"the first non-finite output comes from {found}"
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for group in self.param_groups for p in group["params"]})
         side = "+" if point.scale > 0 else "-" if point.scale else "0"
         bad = losses[~losses.isfinite()][0].item()
         raise NonFiniteLoss(
-            f"the loss is {bad} at step {self.steps}, side {side} ({point.scale:+g} z), dtype {', '.join(dtypes)}; the "
-            f"first non-finite output comes from {where}. The step was not applied. Remedy: a smaller eps or lr, "
-            "float32 weights, or a look at this batch."
+            f"the loss is {bad} at step {self.steps}, side {side} ({point.scale:+g} z), dtype {', '.join(dtypes)}; "
+            f"{where}. The step was not applied. Remedy: a smaller eps or lr, float32 weights, or a look at this batch."
         )
 
     # --- second phase --------------------------------------------------------------------------------------------

@@ -44,12 +44,16 @@ def joined() -> Iterator[Group | None]:
     # torchrun keeps its store for the restarts: without a name of its own each would read the addresses of the last.
     store = dist.PrefixStore(f"zotune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
-    group = Group()
+    # Made now: it takes all processes, and later one of them may have left.
+    both = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    group = Group(weights=dist.new_group(backend=both, timeout=_TIMEOUT))
     try:
         yield group
     except BaseException as error:
-        group.farewell(error)
-        raise
+        ended = group.farewell(error)
+        if ended is error:
+            raise
+        raise ended from None
     finally:
         dist.destroy_process_group()
 
