@@ -246,3 +246,22 @@ def test_quiet_puts_back_what_was(capsys: pytest.CaptureFixture[str], config: Co
     load_model(config())
     assert (noisy.get_verbosity(), noisy.is_progress_bar_enabled()) == before
     assert capsys.readouterr() == ("", "")
+
+
+def test_device_map(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers places the layers; processes that would each take all devices are refused, and a missing package."""
+    settings = config(device="auto", device_map="balanced")
+    model, plain = load_model(settings), load_model(config())
+    assert base_sha256(model) == base_sha256(plain)
+    with pytest.raises(ConfigError, match="device and device_map cannot be used together. Remedy"):
+        config(device="cpu", device_map="auto")
+    with pytest.raises(ConfigError, match="so would every process of torchrun. Remedy: one process, or --parallel"):
+        load_model(settings, object())  # type: ignore[arg-type]
+    monkeypatch.setattr("zotune.load.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="device_map needs accelerate. Remedy: pip install"):
+        load_model(settings)
+
+
+def test_weights_lie_where_products_round_alike(config: Config) -> None:
+    """Weights that are mapped from a file begin where its header ends: they are moved to where others lie."""
+    assert {parameter.data_ptr() % 64 for parameter in load_model(config()).parameters()} == {0}

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 NEVER_FROM_FILE = ("trust_remote_code",)
 # Where things lie and what computes them: a run may be moved. All other options stay what the run began with.
 PLACES = (
-    "model", "train", "eval", "data_dir", "output_dir", "device", "threads", "parallel", "check_every", "track",
-    "reward_timeout", "trust_remote_code",
+    "model", "train", "eval", "data_dir", "output_dir", "device", "device_map", "threads", "parallel", "check_every",
+    "track", "reward_timeout", "trust_remote_code",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
@@ -116,6 +116,10 @@ class TrainConfig:
         Literal["float32", "bfloat16", "float16", "auto"], Opt("Type of the weights; auto: as stored.")
     ] = "float32"
     device: Annotated[str, Opt("auto, cpu, cuda, cuda:1, ...")] = "auto"
+    device_map: Annotated[
+        Literal["auto", "balanced", "balanced_low_0", "sequential"] | None,
+        Opt("Spread the model's layers over all devices, as transformers and accelerate do."),
+    ] = None
     lr_schedule: Annotated[Literal["constant", "linear", "cosine"], Opt("Course of the learning rate.")] = "constant"
     warmup_steps: Annotated[int, Opt("Steps in which the learning rate rises from 0.", ge=0)] = 0
     lanes: Annotated[Literal["auto", "on", "off"], Opt("Evaluate both sides of a direction in one forward.")] = "auto"
@@ -135,7 +139,7 @@ class TrainConfig:
     track: Annotated[list[str] | None, Opt("Trackers: tensorboard, trackio, wandb, mlflow, ...")] = None
     parallel: Annotated[
         Literal["data", "probes", "signs", "data+probes", "data+signs", "shard"] | None,
-        Opt("What torchrun's processes share out: micro-batches (data), probes, signs, weights (shard)."),
+        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard)."),
     ] = None
     check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]
@@ -163,6 +167,8 @@ class TrainConfig:
                     "Remedy: leave --lanes out."
                 )
             object.__setattr__(self, "lanes", "off")
+        if self.device_map is not None and self.device != "auto":
+            raise ConfigError("device and device_map cannot be used together. Remedy: leave --device out.")
         if self.labels is not None and self.label_words is None:
             raise ConfigError("labels needs label_words. Remedy: give one word per label in label_words.")
         self._check_task()

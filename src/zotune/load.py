@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,14 +47,19 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
     Raises UserError for a model that cannot be found or read.
     """
     _refuse_outside(Path(config.model))
+    if config.device_map is not None:
+        _check_map(group)
     trust = config.trust_remote_code
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     with _explained(config.model, "model"), quiet():
         _, auto = _architecture(config)
         loaded: tuple[nn.Module, dict[str, Any]] = auto.from_pretrained(
-            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True
+            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, device_map=config.device_map
         )
     _refuse_random(config.model, sorted(loaded[1]["missing_keys"]))
+    if config.device_map is not None:
+        _refuse_away(loaded[0])
+        return _aligned(add_for_scope(loaded[0].eval(), config)).eval()
     model, device = add_for_scope(loaded[0].eval(), config), device_of(config)
     if config.parallel == "shard" and group is not None:
         from zotune.distributed.sharded import shard
@@ -61,6 +67,27 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
         group.sharded = True
         return shard(model, device, group.weights).eval()
     return _aligned(model.to(device)).eval()
+
+
+def _check_map(group: Group | None) -> None:
+    """Raises UserError where a model cannot be spread over devices."""
+    if find_spec("accelerate") is None:
+        raise UserError("device_map needs accelerate. Remedy: pip install accelerate.")
+    if group is not None:
+        raise ConfigError(
+            "device_map spreads the model over all devices, and so would every process of torchrun. Remedy: one "
+            "process, or --parallel shard."
+        )
+
+
+def _refuse_away(model: nn.Module) -> None:
+    """accelerate's hooks bring weights that wait elsewhere into their module's forward, past those that stand there."""
+    away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if away:
+        raise ConfigError(
+            f"the devices do not hold the whole model: {len(away)} tensors, such as {away[0]}, would wait elsewhere. "
+            "Remedy: more or larger devices, or --dtype bfloat16."
+        )
 
 
 def _aligned(model: nn.Module) -> nn.Module:

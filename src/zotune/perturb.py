@@ -64,6 +64,12 @@ class Perturber:
             raise UserError(
                 f"no parameter named {missing[0]!r} in the model. Remedy: use names of model.named_parameters()."
             )
+        for name, ((module, key), *_) in self._sites.items():
+            if hasattr(module, "_hf_hook") and module._parameters[key].is_meta:  # type: ignore[union-attr]
+                raise UserError(
+                    f"{name} waits elsewhere until accelerate brings it into its module's forward, past what stands "
+                    "for it there. Remedy: a device_map whose devices hold all that is trained."
+                )
         self.sharding = Sharding(model, self._sites)
 
     def targets(self) -> list[Target]:
@@ -196,7 +202,8 @@ class Evaluator:
             self.decide(objective, batch, points, within)
         size = self.max_lanes if self.mode == "lanes" else 1
         groups = [points[i : i + size] for i in range(0, len(points), size)]
-        return torch.cat([self._together(objective, batch, group, within) for group in groups])
+        # Waited for once, when all forwards are on their way: a model over several devices works on them side by side.
+        return torch.cat([self._together(objective, batch, group, within) for group in groups]).to("cpu", torch.float64)
 
     def _together(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> Tensor:
         """One forward for all points where that is proven, else one each."""
@@ -232,8 +239,7 @@ class Evaluator:
             self._proven = lanes.trace
         if self._proven != lanes.trace:
             raise LaneUnsupported("activations are stacked in another way than on the first batch")
-        # The one place where the device is waited for.
-        return losses.detach().reshape(len(points), -1).to("cpu", torch.float64)
+        return losses.detach().reshape(len(points), -1)
 
     def _drawn(self, proof: bool) -> Direction:
         direction = self.perturber.direction
@@ -251,7 +257,7 @@ class Evaluator:
             with no_gradient(self.perturber.model), at as lanes, within(1):
                 losses = objective(self.perturber.model, batch)
             self._count(lanes, 1)
-            found.append(losses.detach().reshape(1, -1).to("cpu", torch.float64))
+            found.append(losses.detach().reshape(1, -1))
         return torch.cat(found)
 
     def _row_by_row(self, objective: Objective, batch: Any, point: Point, direction: Direction) -> Tensor:
@@ -274,7 +280,7 @@ class Evaluator:
                     f"the objective returned {loss.numel()} losses for one example. "
                     "Remedy: return one loss for each example."
                 )
-            losses.append(loss.detach().reshape(1).to("cpu", torch.float64))
+            losses.append(loss.detach().reshape(1))
         self.forwards += 1
         return torch.cat(losses).unsqueeze(0)
 
@@ -343,7 +349,8 @@ class Evaluator:
         for magnify in (1.0, _MAGNIFY):
             group = [replace(point, scale=point.scale * magnify) for point in points]
             together = self._lanes(objective, batch, group, within, proof=True)
-            _compare(together, self._singly(objective, batch, group, within, proof=True), self._dtype())
+            alone = self._singly(objective, batch, group, within, proof=True)
+            _compare(together.to("cpu", torch.float64), alone.to("cpu", torch.float64), self._dtype())
         self.forwards = before
 
     def _dtype(self) -> torch.dtype:

@@ -64,7 +64,10 @@ class Session:
         self.data = source.says() or f"task {config.task}, data seed {config.data_seed}"
         tokenizer = load_tokenizer(config)
         self.model: nn.Module = load_model(config, group) if model is None else model
+        # Where inputs go: of several devices to the first.
         self.device = device_of(config)
+        if config.device_map is not None and model is None:
+            self.device = next(self.model.parameters()).device
         self.objective = make_objective(config, tokenizer, self.model, source, self.functions)
         # The training rows first: they fix which labels there are.
         self.examples = _encode(self.objective, source.train) if source.train else []
