@@ -14,7 +14,7 @@ import transformers
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
-from zotune.load import device_of, load_model, load_tokenizer, make_objective, quiet
+from zotune.load import device_of, load_model, load_tokenizer, make_objective, meta_model, quiet
 from zotune.objective.label_words import LabelWords
 from zotune.objective.language_model import LanguageModel
 from zotune.weights import base_sha256, weights_sha256
@@ -265,3 +265,19 @@ def test_device_map(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_lie_where_products_round_alike(config: Config) -> None:
     """Weights that are mapped from a file begin where its header ends: they are moved to where others lie."""
     assert {parameter.data_ptr() % 64 for parameter in load_model(config()).parameters()} == {0}
+
+
+def test_weights_that_no_device_holds(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map that leaves a part of the model elsewhere is refused before anything reads it."""
+
+    class Partly:
+        @staticmethod
+        def from_pretrained(*_: Any, **given: Any) -> Any:
+            assert given["device_map"] == "auto"
+            return meta_model(config()), {"missing_keys": []}
+
+    monkeypatch.setattr("zotune.load._architecture", lambda _: (None, Partly))
+    with pytest.raises(
+        ConfigError, match="30 tensors, such as model.embed_tokens.weight, would wait elsewhere. Remedy"
+    ):
+        load_model(config(device="auto", device_map="auto"))

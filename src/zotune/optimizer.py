@@ -31,7 +31,7 @@ from zotune.scope import decays, select
 from zotune.store import store_for
 
 if TYPE_CHECKING:
-    from zotune.distributed.parallel import Parallel
+    from zotune.distributed.sharing import Sharing
 
 # Elements of a parameter that are updated at once: scratch memory is a few times this.
 _CHUNK = 1 << 20
@@ -81,7 +81,7 @@ class ZerothOrder(torch.optim.Optimizer):
         blocks: str | None = None,
         fold_every: int = 1,
         halve_eps: bool = False,
-        parallel: Parallel | None = None,
+        parallel: Sharing | None = None,
         method: str = "custom",
         arguments: dict[str, Any] | None = None,
     ) -> None:

@@ -31,6 +31,7 @@ from zotune.weights import base_sha256
 
 if TYPE_CHECKING:
     from zotune.distributed.group import Group
+    from zotune.distributed.pool import Pool
 
 
 @final
@@ -39,7 +40,7 @@ class Session:
 
     `model` stands for the one that the config names: one without weights, to plan with. `functions` are the rewards or
     the metric that the config names: without them they are imported, which runs their code. `group`: the processes
-    that train together.
+    that train together. `pool`: the workers that evaluate the steps.
     """
 
     optimizer: ZerothOrder
@@ -51,12 +52,13 @@ class Session:
         training: bool = True,
         functions: Functions | None = None,
         group: Group | None = None,
+        pool: Pool | None = None,
     ) -> None:
         if config.method not in METHODS:
             raise ConfigError(f"unknown method {config.method!r}. Remedy: one of {', '.join(METHODS)}.")
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.config, self.scope, self.group = config, config.scope, group
+        self.config, self.scope, self.group, self.pool = config, config.scope, group, pool
         self.functions = find_functions(config) if functions is None else functions
         source = load_source(config, training)
         self.train_sha256 = source.train.sha256 if source.train else ""
@@ -137,7 +139,9 @@ class Session:
             "halve_eps": c.on_nonfinite == "halve-eps",
             "seed": c.seed,
         }
-        if self.group is not None:
+        if self.pool is not None:
+            options["parallel"] = self.pool
+        elif self.group is not None:
             from zotune.distributed.parallel import Parallel
 
             options["parallel"] = Parallel(c.parallel or "data", self.group, c.check_every)

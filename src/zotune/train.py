@@ -38,6 +38,7 @@ from zotune.weights import weights_sha256
 if TYPE_CHECKING:
     from zotune.distributed.follower import FollowerFolder, FollowerJournal
     from zotune.distributed.group import Group
+    from zotune.distributed.pool import Pool, Recorder
 
     Folder = RunFolder | FollowerFolder
     Log = Journal | FollowerJournal
@@ -52,13 +53,15 @@ def train(
     rewards: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     metric: Callable[..., Any] | None = None,
     group: Group | None = None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds and, with
     held-out rows, accuracy_before and accuracy_after (None where something else is measured), loss_before, loss_after,
     and so on for f1, exact_match, macro_f1, reward or metric.
 
     `rewards` or `metric` are functions in place of those that a config can name; code that it names is imported.
-    `group`: the processes that share the work; all of them call this, and process 0 alone writes.
+    `group`: the processes that share the work; all of them call this, and process 0 alone writes. `pool`: workers that
+    evaluate the steps.
     Raises UserError (a subclass) for anything the user can mend; what was recorded stays and can be resumed.
     """
     passed = given_functions(rewards, metric)
@@ -66,13 +69,15 @@ def train(
         config = replace(config, reward=[each.name for each in passed.reward])
     if passed.metric is not None:
         config = replace(config, metric=passed.metric.name)
-    return _begin(config, watch, passed if passed.all() else None, group)
+    return _begin(config, watch, passed if passed.all() else None, group, pool)
 
 
-def _begin(config: TrainConfig, watch: Watch, functions: Functions | None, group: Group | None) -> dict[str, Any]:
+def _begin(
+    config: TrainConfig, watch: Watch, functions: Functions | None, group: Group | None, pool: Pool | None = None
+) -> dict[str, Any]:
     config = config.absolute()
     with _created(config, group) as folder:
-        session = Session(config, functions=functions, group=group).begin()
+        session = Session(config, functions=functions, group=group, pool=pool).begin()
         header = _agreed(session)
         if added_by(config.scope) == "prefix" and isinstance(folder, RunFolder):
             write_start(folder.paths.start, session.model)
@@ -91,6 +96,7 @@ def resume(
     rewards: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     metric: Callable[..., Any] | None = None,
     group: Group | None = None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Continue an interrupted run to its last step; returns what `train` returns. A finished run changes nothing.
 
@@ -112,12 +118,12 @@ def resume(
         config = config_of(paths, trust_remote_code)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
-        return _begin(config, watch, functions, group)
+        return _begin(config, watch, functions, group, pool)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
         config = config_of(paths, trust_remote_code)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
-        return _continue(config, folder, journal, watch, functions, group)
+        return _continue(config, folder, journal, watch, functions, group, pool)
 
 
 def _tell(group: Group | None, paths: RunPaths) -> None:
@@ -152,8 +158,9 @@ def _continue(
     watch: Watch,
     functions: Functions | None,
     group: Group | None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
-    session = Session(config, functions=functions, group=group).begin()
+    session = Session(config, functions=functions, group=group, pool=pool).begin()
     header = _agreed(session)
     check_same(journal.header, header, folder.paths)
     _say_versions(journal.header, header, watch)
@@ -269,8 +276,10 @@ def _intact_snapshot(
     return None
 
 
-def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[str, Any]:
+def _loop(session: Session, folder: Folder, journal: Log | Recorder, watch: Watch) -> dict[str, Any]:
     config, optimizer = session.config, session.optimizer
+    if session.pool is not None and isinstance(journal, Journal):
+        journal = session.pool.recording(session, journal)
     written: list[StepRecord] = []
     hashed = {record.step for record in journal.records if isinstance(record, HashRecord)}
 
@@ -301,6 +310,8 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
         journal.append(HashRecord(optimizer.steps, sha256))
     if session.group is not None:
         watch.say(f"Each process sent {session.group.message_bytes} bytes a step to each other.")
+    if session.pool is not None:
+        watch.say(session.pool.says())
     peak = peak_memory_bytes(session.device)
     folder.log_timing({"steps": optimizer.steps, "seconds": round(spent, 3), "peak_memory_bytes": peak})
     result = {
@@ -311,6 +322,8 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
     }
     if session.group is not None:
         result |= {"processes": session.group.size, "message_bytes": session.group.message_bytes}
+    if session.pool is not None:
+        result |= session.pool.counted()
     return result | _before_and_after(folder) | {"run": str(folder.path)}
 
 
@@ -319,7 +332,7 @@ def _stopping_together(session: Session) -> AbstractContextManager[None]:
     return session.group.stopping_together() if session.group is not None and sharded else nullcontext()
 
 
-def _mark(session: Session, folder: Folder, journal: Log, hashed: set[int]) -> None:
+def _mark(session: Session, folder: Folder, journal: Log | Recorder, hashed: set[int]) -> None:
     """Every `snapshot_every` steps: the snapshot first, then the hash that says it should be there."""
     step = session.optimizer.steps
     if step and step % session.config.snapshot_every == 0 and step not in hashed:

@@ -23,6 +23,7 @@ from zotune.cli import (
     ls,
     methods,
     plan,
+    pool,
     replay,
     report,
     resume,
@@ -56,6 +57,7 @@ app.command("branch")(branch.command)
 app.command("verify")(verify.command)
 app.command("diff")(diff.command)
 app.command("plan")(plan.command)
+app.command("pool")(pool.command)
 app.command("tune")(tune.command)
 app.command("report")(report.command)
 app.command("export")(export.command)

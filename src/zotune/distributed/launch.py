@@ -92,6 +92,29 @@ def begin(config: TrainConfig, watch: Watch, group: Group | None) -> dict[str, A
     return train(config, watch, group=group)
 
 
+def pooled(
+    config: TrainConfig, watch: Watch, workers: int, gpu_workers: int, address: str | None = None
+) -> dict[str, Any]:
+    """`train` with workers on Ray; `resume`, where the folder holds a run of exactly this config."""
+    from zotune.distributed.pool import Pool
+    from zotune.distributed.ray_crew import RayCrew
+    from zotune.train import resume, train
+
+    if workers + gpu_workers < 1:
+        raise ConfigError("a pool without workers. Remedy: --workers 2, or --gpu-workers.")
+    config = config.absolute()
+    again = _is_own(config)
+    crew = RayCrew(config.to_yaml().encode(), config.trust_remote_code, workers, gpu_workers, address)
+    try:
+        pool = Pool(crew, workers + gpu_workers, watch.say)
+        if again:
+            watch.say("The folder holds this run: it goes on.")
+            return resume(config.output_dir, watch, config.trust_remote_code, trust_reward=True, pool=pool)
+        return train(config, watch, pool=pool)
+    finally:
+        crew.close()
+
+
 def restarted() -> bool:
     """Whether torchrun has started this process in place of one that ended."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

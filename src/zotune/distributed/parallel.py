@@ -17,19 +17,19 @@ from torch import Tensor
 
 from zotune.distributed.agreement import REBUILD, digest, refuse_different
 from zotune.distributed.group import Group
+from zotune.distributed.sharing import Lanes, Losses, Sharing
 from zotune.errors import ConfigError
 from zotune.estimate import Point
 from zotune.perturb import batch_rows
 
 Mode = Literal["data", "probes", "signs", "data+probes", "data+signs", "shard"]
-Losses = list[list[tuple[float, float]]]  # for each point, (loss, weight) of each example
 
 _HEAD = struct.Struct("<QII6s")  # step, cells of the step, fingerprint of its first batch, digest of the weights
 _COUNT = struct.Struct("<I")  # losses at a point
 
 
 @final
-class Parallel:
+class Parallel(Sharing):
     """How the work of a step is dealt out among the processes of a group.
 
     Args:
@@ -51,7 +51,8 @@ class Parallel:
             raise ConfigError(f"parallel is {mode!r}. Remedy: one of {', '.join(get_args(Mode))}.")
         if check_every < 1:
             raise ConfigError(f"check_every must be at least 1, got {check_every}. Remedy: 100 is the default.")
-        self.mode, self.check_every = mode, check_every
+        self.mode: str = mode
+        self.check_every = check_every
         self.group = Group() if group is None else group
         self._by_unit, self._by_point = "data" in mode, "signs" in mode
         self._fingerprint: int | None = None  # None once the processes have shown that they were given the same batch
@@ -69,7 +70,7 @@ class Parallel:
 
     # --- before and during the first phase ----------------------------------------------------------------------
 
-    def lanes(self, asked: Literal["auto", "on", "off"]) -> Literal["auto", "on", "off"]:
+    def lanes(self, asked: Lanes) -> Lanes:
         """What `lanes` is with this mode. Raises ConfigError for "on" where points are evaluated one at a time."""
         if self._by_point and asked == "on":
             raise ConfigError("signs are evaluated one at a time, so lanes cannot be on. Remedy: lanes auto or off.")
