@@ -26,6 +26,7 @@ class RayCrew(Crew):
 
     def __init__(self, config: bytes, trust_remote_code: bool, workers: int, gpu_workers: int, address: str | None):
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
         try:
             import ray
         except ImportError:
