@@ -257,6 +257,8 @@ def test_device_map(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         config(device="cpu", device_map="auto")
     with pytest.raises(ConfigError, match="so would every process of torchrun. Remedy: one process, or --parallel"):
         load_model(settings, object())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="first values of a prefix .* Remedy: --scope prompt or lora"):
+        load_model(config(scope="prefix", parallel="shard"), object())  # type: ignore[arg-type]
     monkeypatch.setattr("zotune.load.find_spec", lambda name: None)
     with pytest.raises(UserError, match="device_map needs accelerate. Remedy: pip install"):
         load_model(settings)
@@ -270,11 +272,13 @@ def test_weights_lie_where_products_round_alike(config: Config) -> None:
 def test_weights_that_no_device_holds(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """A map that leaves a part of the model elsewhere is refused before anything reads it."""
 
+    meta = meta_model(config())
+
     class Partly:
         @staticmethod
         def from_pretrained(*_: Any, **given: Any) -> Any:
             assert given["device_map"] == "auto"
-            return meta_model(config()), {"missing_keys": []}
+            return meta, {"missing_keys": []}
 
     monkeypatch.setattr("zotune.load._architecture", lambda _: (None, Partly))
     with pytest.raises(

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from zotune.adapters import add_for_scope
+from zotune.adapters import add_for_scope, added_by
 from zotune.config import TrainConfig
 from zotune.data.source import Source
 from zotune.errors import ConfigError, UserError
@@ -49,6 +49,12 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
     _refuse_outside(Path(config.model))
     if config.device_map is not None:
         _check_map(group)
+    sharded = config.parallel == "shard" and group is not None
+    if sharded and added_by(config.scope) == "prefix":
+        raise ConfigError(
+            "the first values of a prefix come out of a forward, whose last bits the processes of a sharded model cannot "
+            "compare. Remedy: --scope prompt or lora."
+        )
     trust = config.trust_remote_code
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     with _explained(config.model, "model"), quiet():
@@ -61,7 +67,7 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
         _refuse_away(loaded[0])
         return _aligned(add_for_scope(loaded[0].eval(), config)).eval()
     model, device = add_for_scope(loaded[0].eval(), config), device_of(config)
-    if config.parallel == "shard" and group is not None:
+    if sharded and group is not None:
         from zotune.distributed.sharded import shard
 
         group.sharded = True

@@ -157,7 +157,8 @@ class Perturber:
                     saved.append((module, key, module._parameters[key]))
                     module._parameters[key] = stand_in
             sharded = [name for name in chosen if name in self.sharding]
-            with released(self.model), self.sharding.replaced(sharded, gathered):
+            around = released(self.model) if self.sharding.somewhere else nullcontext()
+            with around, self.sharding.replaced(sharded, gathered):
                 yield lanes
         finally:
             for module, key, parameter in saved:

@@ -159,7 +159,8 @@ class Sharding:
     def __init__(self, model: nn.Module, sites: dict[str, list[Site]]) -> None:
         self._sites: dict[str, list[tuple[Any, nn.Module, str]]] = {}
         self._kinds: dict[str, tuple[torch.dtype, torch.device]] = {}
-        owners = dict(_owners(model, None))
+        self.somewhere = bool(sharded_modules(model))  # also outside of the sites
+        owners = dict(_owners(model, None)) if self.somewhere else {}
         for name, places in sites.items():
             parameter = places[0][0]._parameters[places[0][1]] if places else None
             if parameter is None or not is_part(parameter):
