@@ -52,7 +52,7 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
     sharded = config.parallel == "shard" and group is not None
     if sharded and added_by(config.scope) == "prefix":
         raise ConfigError(
-            "the first values of a prefix come out of a forward, whose last bits the processes of a sharded model cannot "
+            "the first values of a prefix come out of a forward, whose last bits sharded processes cannot "
             "compare. Remedy: --scope prompt or lora."
         )
     trust = config.trust_remote_code
