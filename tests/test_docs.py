@@ -36,8 +36,8 @@ FENCE = re.compile(
     r"^```(?:(?P<kind>sh|python)|\{code-block\} \w+\n:caption: (?P<file>\S+)\n)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-# Installs, needs an index, the hub or a run of many steps, or measures the machine; each has tests of its own.
-NOT_RUN = ("pip install", "zotune demo", "zotune doctor", "zotune branch")
+# Installs, needs an index, the hub, Ray or a run of many steps, or measures the machine; each has tests of its own.
+NOT_RUN = ("pip install", "zotune demo", "zotune doctor", "zotune branch", "zotune pool")
 FROM_THE_HUB = "--task"
 RATES = {1: 1e9, 1000: 1e10}
 

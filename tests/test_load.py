@@ -14,7 +14,7 @@ import transformers
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
-from zotune.load import device_of, load_model, load_tokenizer, make_objective, quiet
+from zotune.load import device_of, load_model, load_tokenizer, make_objective, meta_model, quiet
 from zotune.objective.label_words import LabelWords
 from zotune.objective.language_model import LanguageModel
 from zotune.weights import base_sha256, weights_sha256
@@ -246,3 +246,42 @@ def test_quiet_puts_back_what_was(capsys: pytest.CaptureFixture[str], config: Co
     load_model(config())
     assert (noisy.get_verbosity(), noisy.is_progress_bar_enabled()) == before
     assert capsys.readouterr() == ("", "")
+
+
+def test_device_map(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers places the layers; processes that would each take all devices are refused, and a missing package."""
+    settings = config(device="auto", device_map="balanced")
+    model, plain = load_model(settings), load_model(config())
+    assert base_sha256(model) == base_sha256(plain)
+    with pytest.raises(ConfigError, match="device and device_map cannot be used together. Remedy"):
+        config(device="cpu", device_map="auto")
+    with pytest.raises(ConfigError, match="so would every process of torchrun. Remedy: one process, or --parallel"):
+        load_model(settings, object())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="first values of a prefix .* Remedy: --scope prompt or lora"):
+        load_model(config(scope="prefix", parallel="shard"), object())  # type: ignore[arg-type]
+    monkeypatch.setattr("zotune.load.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="device_map needs accelerate. Remedy: pip install"):
+        load_model(settings)
+
+
+def test_weights_lie_where_products_round_alike(config: Config) -> None:
+    """Weights that are mapped from a file begin where its header ends: they are moved to where others lie."""
+    assert {parameter.data_ptr() % 64 for parameter in load_model(config()).parameters()} == {0}
+
+
+def test_weights_that_no_device_holds(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map that leaves a part of the model elsewhere is refused before anything reads it."""
+
+    meta = meta_model(config())
+
+    class Partly:
+        @staticmethod
+        def from_pretrained(*_: Any, **given: Any) -> Any:
+            assert given["device_map"] == "auto"
+            return meta, {"missing_keys": []}
+
+    monkeypatch.setattr("zotune.load._architecture", lambda _: (None, Partly))
+    with pytest.raises(
+        ConfigError, match="30 tensors, such as model.embed_tokens.weight, would wait elsewhere. Remedy"
+    ):
+        load_model(config(device="auto", device_map="auto"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -408,3 +409,49 @@ def test_candidates_of_one_and_several_tokens(method: str, family: str, words: l
     optimizer = train(method, model)
     against_copies(optimizer, objective, batch, 1e-12)
     assert (optimizer.evaluator.mode, optimizer.evaluator.reason) == ("lanes", "")
+
+
+def test_spread_over_devices(tmp_path: Path) -> None:
+    """accelerate's hooks on every module change no loss and no weight; weights that wait elsewhere are refused.
+
+    Several devices cannot be had on a CPU: what this shows is that stand-ins and hooks get along.
+    """
+    from accelerate import dispatch_model
+
+    found = []
+    for hooked in (False, True):
+        model = tiny("llama")
+        if hooked:
+            model = dispatch_model(model, {"": "cpu"}, force_hooks=True)
+            assert sum(hasattr(module, "_hf_hook") for module in model.modules()) > 10
+        optimizer = train("mezo", model, lr=0.1, queries=2)
+        found.append(([optimizer.step(loss, batch_for("llama", seed=step)) for step in range(3)], weights(model)))
+    assert found[0][0] == found[1][0] and same_bits(found[0][1], found[1][1])
+    modules = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    layers = {f"model.layers.{i}": "disk" if i else "cpu" for i in range(len(tiny("llama").model.layers))}
+    away = dispatch_model(tiny("llama"), {**modules, **layers}, "cpu", offload_dir=tmp_path, force_hooks=True)
+    with pytest.raises(UserError, match=r"model.layers.1.self_attn.q_proj.weight waits elsewhere .* Remedy"):
+        train("mezo", away)
+    trained = train("mezo", away, scope="regex:layers.0", coverage=False)
+    whole = train("mezo", tiny("llama"), scope="regex:layers.0")
+    assert trained.step(loss, batch_for("llama")) == whole.step(loss, batch_for("llama"))
+
+
+def test_losses_are_read_when_all_forwards_are_on_their_way() -> None:
+    """A model over several devices works on several points at a time: nothing waits for a loss before the last."""
+    events: list[str] = []
+
+    class Late(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (Tensor.to, Tensor.cpu, Tensor.item, Tensor.tolist, Tensor.double):
+                events.append("read")
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    def objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        events.append("forward")
+        return squares(model, batch).as_subclass(Late)
+
+    optimizer = train("mezo", seeded(lambda: nn.Linear(3, 2)), lanes="off", queries=3)
+    optimizer.estimate(objective, inputs(2, 3))
+    assert events[:7] == ["forward"] * 6 + ["read"]

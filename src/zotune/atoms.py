@@ -34,7 +34,7 @@ class Atoms(Direction):
         if not any("lora_A" in name or "lora_B" in name for name in names):
             raise ConfigError("blocks is 'atoms', but the scope holds no LoRA weights. Remedy: --scope lora.")
         self.inner = inner
-        self.reads_inputs, self.may_wait = inner.reads_inputs, inner.may_wait
+        self.reads_inputs, self.may_wait, self.in_parts = inner.reads_inputs, inner.may_wait, inner.in_parts
 
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         z = self.inner.block(target, key, start, stop)

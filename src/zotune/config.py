@@ -24,8 +24,8 @@ NEVER_FROM_FILE = ("trust_remote_code", "allow_task_code")
 # Where things lie, what computes them and in how much memory: a run may be moved. All other options stay what the run
 # began with. rows_per_forward and eval_batch_size change the last bits of losses, nothing that they are losses of.
 PLACES = (
-    "model", "train", "eval", "data_dir", "output_dir", "device", "offload", "threads", "parallel", "check_every",
-    "track", "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb", "rows_per_forward",
+    "model", "train", "eval", "data_dir", "output_dir", "device", "device_map", "offload", "threads", "parallel",
+    "check_every", "track", "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb", "rows_per_forward",
     "eval_batch_size",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
@@ -121,6 +121,10 @@ class TrainConfig:
         Literal["float32", "bfloat16", "float16", "auto"], Opt("Type of the weights; auto: as stored.")
     ] = "float32"
     device: Annotated[str, Opt("auto, cpu, cuda, cuda:1, ...")] = "auto"
+    device_map: Annotated[
+        Literal["auto", "balanced", "balanced_low_0", "sequential"] | None,
+        Opt("Spread the model's layers over all devices, as transformers and accelerate do."),
+    ] = None
     offload: Annotated[
         Literal["cpu", "disk"] | None,
         Opt("Where the blocks of a model wait that the device (cpu) or the memory (disk) cannot hold."),
@@ -143,8 +147,8 @@ class TrainConfig:
     snapshot_every: Annotated[int, Opt("Steps between snapshots; they only shorten a resume.", ge=1)] = 500
     track: Annotated[list[str] | None, Opt("Trackers: tensorboard, trackio, wandb, mlflow, ...")] = None
     parallel: Annotated[
-        Literal["data", "probes", "signs", "data+probes", "data+signs"] | None,
-        Opt("What torchrun's processes share out: micro-batches (data), probes or signs."),
+        Literal["data", "probes", "signs", "data+probes", "data+signs", "shard"] | None,
+        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard)."),
     ] = None
     check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]
@@ -173,6 +177,8 @@ class TrainConfig:
                     "Remedy: leave --lanes out."
                 )
             object.__setattr__(self, "lanes", "off")
+        if self.device_map is not None and self.device != "auto":
+            raise ConfigError("device and device_map cannot be used together. Remedy: leave --device out.")
         if self.labels is not None and self.label_words is None:
             raise ConfigError("labels needs label_words. Remedy: give one word per label in label_words.")
         self._check_task()

@@ -102,6 +102,9 @@ class Direction(ABC):
     may_wait = False
     """Whether an update along z can be made after later steps were evaluated: z depends on key and tensor alone."""
 
+    in_parts = False
+    """Whether z and what is learned need no more of a tensor than name, shape and dtype: so for sharded models."""
+
     def prepare(self, targets: Sequence[Target]) -> None:  # noqa: B027 - most directions have nothing to prepare
         """Called once, with the initial weights, before the first draw."""
 
@@ -215,6 +218,7 @@ class Dense(Direction):
     """Independent entries: z ~ N(0, 1) through the quantile table, or random signs."""
 
     may_wait = True
+    in_parts = True
 
     def __init__(self, law: Law = "gaussian") -> None:
         self.law: Law = law
@@ -305,6 +309,7 @@ class LowRank(Factored):
     """
 
     may_wait = True
+    in_parts = True
 
     def __init__(
         self,

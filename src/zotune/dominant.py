@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from zotune.distributed.sharded import no_gradient
 from zotune.errors import ConfigError
 from zotune.scope import blocks
 
@@ -38,7 +38,7 @@ def dominant_layer(model: nn.Module, forward: Callable[[], Any]) -> int:
 
     hooks = [layer.register_forward_hook(look) for layer in found[1]]
     try:
-        with torch.inference_mode():
+        with no_gradient(model):
             forward()
     finally:
         for hook in hooks:

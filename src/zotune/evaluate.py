@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from zotune.distributed.sharded import no_gradient
 from zotune.errors import DataError
 from zotune.objective.base import Batch, Example, Objective, to_device
 
@@ -68,7 +69,7 @@ def evaluate(
     order = sorted(range(len(examples)), key=lengths.__getitem__)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     total, found = 0.0, list[Any]()
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), no_gradient(model):
         for start in range(0, len(order), batch_size):
             batch = to_device(objective.collate([examples[i] for i in order[start : start + batch_size]]), device)
             with within(start, batch) if within is not None else nullcontext():

@@ -51,7 +51,7 @@ def foreseen(session: Session) -> dict[str, int] | None:
     if session.config.generates:  # how long completions become is not known before
         return None
     shadow = copy.copy(session)
-    shadow.group = shadow.offload = None
+    shadow.group = shadow.offload = shadow.pool = None
     try:
         shadow.model = meta_model(session.config)
         optimizer = shadow.build()

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from zotune.adapters import add_for_scope
+from zotune.adapters import add_for_scope, added_by
 from zotune.config import TrainConfig
 from zotune.data.source import Source
 from zotune.errors import ConfigError, UserError
@@ -25,8 +26,10 @@ from zotune.objective.model_kind import Kind, model_kind
 from zotune.objective.options import Choice, OptionLikelihood
 from zotune.tasks import TASKS, find
 from zotune.tasks.base import Task
+from zotune.weights import aligned
 
 if TYPE_CHECKING:
+    from zotune.distributed.group import Group
     from zotune.engines.offload import Offload
 
 # The names of dtypes in a safetensors file.
@@ -42,24 +45,44 @@ def load_tokenizer(config: TrainConfig) -> Any:
         return AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
 
 
-def load_model(config: TrainConfig) -> nn.Module:
+def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
     """The model on the config's device, in its dtype, in eval mode, with what the scope adds to it.
 
-    One that is offloaded stays on the CPU, where its weights are mapped from their files: `offloaded` does the rest.
+    With parallel "shard" its weights are shared out over the group. One that is offloaded stays on the CPU, where its
+    weights are mapped from their files: `offloaded` does the rest.
+
     Raises UserError for a model that cannot be found or read.
     """
     _refuse_outside(Path(config.model))
     _refuse_converted(config)
+    if config.device_map is not None:
+        _check_map(group)
+    sharded = config.parallel == "shard" and group is not None
+    if sharded and added_by(config.scope) == "prefix":
+        raise ConfigError(
+            "the first values of a prefix come out of a forward, whose last bits sharded processes cannot "
+            "compare. Remedy: --scope prompt or lora."
+        )
     trust = config.trust_remote_code
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     with _explained(config.model, "model"), quiet():
         _, auto = _architecture(config)
         loaded: tuple[nn.Module, dict[str, Any]] = auto.from_pretrained(
-            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True
+            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, device_map=config.device_map
         )
     _refuse_random(config.model, sorted(loaded[1]["missing_keys"]))
-    device = torch.device("cpu") if config.offload else device_of(config)
-    return add_for_scope(loaded[0].eval(), config).to(device).eval()
+    if config.device_map is not None:
+        _refuse_away(loaded[0])
+        return _aligned(add_for_scope(loaded[0].eval(), config)).eval()
+    model, device = add_for_scope(loaded[0].eval(), config), device_of(config)
+    if sharded and group is not None:
+        from zotune.distributed.sharded import shard
+
+        group.sharded = True
+        return shard(model, device, group.weights).eval()
+    if config.offload is not None:
+        return model.to("cpu").eval()
+    return _aligned(model.to(device)).eval()
 
 
 def offloaded(config: TrainConfig, model: nn.Module, device: torch.device) -> Offload | None:
@@ -111,6 +134,33 @@ def stored(config: TrainConfig) -> tuple[int, set[str]]:
         found += sum(value["data_offsets"][1] - value["data_offsets"][0] for value in tensors)
         dtypes |= {value["dtype"] for value in tensors}
     return found, dtypes
+
+
+def _check_map(group: Group | None) -> None:
+    """Raises UserError where a model cannot be spread over devices."""
+    if find_spec("accelerate") is None:
+        raise UserError("device_map needs accelerate. Remedy: pip install accelerate.")
+    if group is not None:
+        raise ConfigError(
+            "device_map spreads the model over all devices, and so would every process of torchrun. Remedy: one "
+            "process, or --parallel shard."
+        )
+
+
+def _refuse_away(model: nn.Module) -> None:
+    """accelerate's hooks bring weights that wait elsewhere into their module's forward, past those that stand there."""
+    away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if away:
+        raise ConfigError(
+            f"the devices do not hold the whole model: {len(away)} tensors, such as {away[0]}, would wait elsewhere. "
+            "Remedy: more or larger devices, or --dtype bfloat16."
+        )
+
+
+def _aligned(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.data = aligned(parameter.data)
+    return model
 
 
 def _refuse_outside(model: Path) -> None:

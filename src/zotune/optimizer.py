@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from zotune import kernels
 from zotune.diagnose import first_non_finite
 from zotune.direction import Direction, State, Target, add_up
+from zotune.distributed.sharded import is_part, no_gradient, own_part
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
 from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
@@ -30,7 +31,7 @@ from zotune.scope import decays, select
 from zotune.store import store_for
 
 if TYPE_CHECKING:
-    from zotune.distributed.parallel import Parallel
+    from zotune.distributed.sharing import Sharing
     from zotune.engines.offload import Offload
 
 # Elements of a parameter that are updated at once: scratch memory is a few times this.
@@ -83,7 +84,7 @@ class ZerothOrder(torch.optim.Optimizer):
         blocks: str | None = None,
         fold_every: int = 1,
         halve_eps: bool = False,
-        parallel: Parallel | None = None,
+        parallel: Sharing | None = None,
         offload: Offload | None = None,
         method: str = "custom",
         arguments: dict[str, Any] | None = None,
@@ -104,6 +105,12 @@ class ZerothOrder(torch.optim.Optimizer):
         elements = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
         away = None if offload is None else offload.away
         self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements), away)
+        self.perturber.sharding.refuse_unless(direction.in_parts and rule.in_parts, method)
+        if self.perturber.sharding and parallel is not None and parallel.mode != "shard":
+            raise ConfigError(
+                f"the model is sharded, so every process takes part in every forward, and parallel is "
+                f"{parallel.mode!r}. Remedy: parallel 'shard'."
+            )
         self.parallel = parallel
         lanes = lanes if parallel is None else parallel.lanes(lanes)
         self.evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage)
@@ -199,7 +206,7 @@ class ZerothOrder(torch.optim.Optimizer):
         Returns the losses there, (examples,) float64 on the CPU.
         """
         key = Key(self.seed, self.steps)
-        with torch.inference_mode(), self.perturber.at(Point(key, 0.0)), within(1), self.perturber.watched(key):
+        with no_gradient(self.model), self.perturber.at(Point(key, 0.0)), within(1), self.perturber.watched(key):
             losses = objective(self.model, batch)
         self.evaluator.forwards += 1
         self._looked = self.steps
@@ -232,16 +239,19 @@ class ZerothOrder(torch.optim.Optimizer):
         point = points[row]
         point = spread_out(point, losses.shape[1])[example] if point.each else point
         self._losses = []
-        assert self._batch is not None
-        with torch.no_grad(), self.perturber.at(point):
-            where = first_non_finite(self.model, lambda: self._batch[0](self.model, self._batch[1]))  # type: ignore[index]
+        where = "where it began is not looked for in a sharded model"  # that would take all processes
+        if not self.perturber.sharding:
+            assert self._batch is not None
+            plain, batch = self._batch
+            with torch.no_grad(), self.perturber.at(point):
+                found = first_non_finite(self.model, lambda: plain(self.model, batch))
+            where = f"the first non-finite output comes from {found}"
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for group in self.param_groups for p in group["params"]})
         side = "+" if point.scale > 0 else "-" if point.scale else "0"
         bad = losses[~losses.isfinite()][0].item()
         raise NonFiniteLoss(
-            f"the loss is {bad} at step {self.steps}, side {side} ({point.scale:+g} z), dtype {', '.join(dtypes)}; the "
-            f"first non-finite output comes from {where}. The step was not applied. Remedy: a smaller eps or lr, "
-            "float32 weights, or a look at this batch."
+            f"the loss is {bad} at step {self.steps}, side {side} ({point.scale:+g} z), dtype {', '.join(dtypes)}; "
+            f"{where}. The step was not applied. Remedy: a smaller eps or lr, float32 weights, or a look at this batch."
         )
 
     # --- second phase --------------------------------------------------------------------------------------------
@@ -272,7 +282,8 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _compared(self) -> dict[str, Tensor]:
         """What must be equal in all processes between two steps."""
-        return {**{target.name: target.data for target in self.perturber.targets()}, **self.carried()}
+        alike = {target.name: target.data for target in self.perturber.targets() if not is_part(target.data)}
+        return {**alike, **self.carried()}
 
     def _reduced(self) -> tuple[float, ...]:
         if self.estimator.per_example:
@@ -350,7 +361,7 @@ class ZerothOrder(torch.optim.Optimizer):
             for target in self.perturber.targets():
                 # Adding zero would still turn -0.0 into 0.0.
                 if target.pending is not None and bool(target.pending.u.any()):
-                    self._write(target, self.steps - 1, lambda block: block.target.value(block.start, block.stop))
+                    self._write(target, self.steps - 1, lambda block: decayed_sum(block, 0.0, 0.0))
         self.perturber.pending.clear()
 
     @contextmanager
@@ -384,12 +395,15 @@ class ZerothOrder(torch.optim.Optimizer):
             self._write_now(target, step, value)
 
     def _write_now(self, target: Target, step: int, value: Callable[[Block], Tensor]) -> None:
-        weight, store = target.data, store_for(target.data.dtype)
+        (weight, first), store = own_part(target.data), store_for(target.data.dtype)
         flat = weight.view(-1) if weight.is_contiguous() else weight.contiguous().view(-1)
         dither = Key(self.seed, step, 0, Purpose.DITHER)
         # A mask reads the weights from before the update: a slice is written last, a copy when all slices are done.
         for start, stop in target.slices(_CHUNK):
-            part = flat[start:stop]
+            start, stop = max(start, first), min(stop, first + flat.numel())
+            if start >= stop:
+                continue
+            part = flat[start - first : stop - first]
             new = value(Block(self.direction, target, start, part))
             store.write(
                 part,
@@ -488,7 +502,7 @@ def _check_folding(fold_every: int, direction: Direction, groups: Sequence[Mappi
         raise ConfigError("weight decay writes every weight in every step. Remedy: fold_every=1, or no weight decay.")
 
 
-def check_offload(method: str, direction: Direction, rule: Rule, parallel: Parallel | None) -> None:
+def check_offload(method: str, direction: Direction, rule: Rule, parallel: Sharing | None) -> None:
     """Raises ConfigError unless updates can wait until the blocks that they change come to the device."""
     if parallel is not None:
         raise ConfigError(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune.direction import Direction, Factors, Target
+from zotune.distributed.sharded import Sharding, no_gradient, released
 from zotune.errors import CoverageError, UserError
 from zotune.estimate import Point
 from zotune.lane_rules import RULES
@@ -73,6 +74,13 @@ class Perturber:
             raise UserError(
                 f"no parameter named {missing[0]!r} in the model. Remedy: use names of model.named_parameters()."
             )
+        for name, ((module, key), *_) in self._sites.items():
+            if hasattr(module, "_hf_hook") and module._parameters[key].is_meta:  # type: ignore[union-attr]
+                raise UserError(
+                    f"{name} waits elsewhere until accelerate brings it into its module's forward, past what stands "
+                    "for it there. Remedy: a device_map whose devices hold all that is trained."
+                )
+        self.sharding = Sharding(model, self._sites)
 
     def targets(self) -> list[Target]:
         """The parameters in scope as they are now, in the order of the names given."""
@@ -88,6 +96,8 @@ class Perturber:
         return {name: self._parameter(name).detach() for name in self._sites}
 
     def _parameter(self, name: str) -> Tensor:
+        if name in self.sharding:
+            return self.sharding.parameter(name)
         module, key = self._sites[name][0]
         parameter = module._parameters[key]
         assert parameter is not None
@@ -144,21 +154,28 @@ class Perturber:
         """
         direction = direction or self.direction
         lanes, moved = Lanes(direction, points, rows, RULES, copies=copies), self.moved(points, direction)
+
+        def gathered(name: str, data: Tensor) -> Perturbed:
+            return Perturbed(Target(name, data, self.fast, self.pending.get(name)), lanes)
+
         training = [module for module in self.model.modules() if module.training]
         saved: list[tuple[nn.Module, str, nn.Parameter | None]] = []
         try:
             for module in training:
                 module.training = False
-            for name, sites in self._sites.items():
-                if not every and name not in moved:
+            chosen = [name for name in self._sites if every or name in moved]
+            lanes.expected.update(moved)
+            for name in chosen:
+                if name in self.sharding:
                     continue
                 stand_in: Any = Perturbed(self._target(name), lanes)
-                if name in moved:
-                    lanes.expected.add(name)
-                for module, key in sites:
+                for module, key in self._sites[name]:
                     saved.append((module, key, module._parameters[key]))
                     module._parameters[key] = stand_in
-            yield lanes
+            sharded = [name for name in chosen if name in self.sharding]
+            around = released(self.model) if self.sharding.somewhere else nullcontext()
+            with around, self.sharding.replaced(sharded, gathered):
+                yield lanes
         finally:
             for module, key, parameter in saved:
                 module._parameters[key] = parameter
@@ -202,7 +219,8 @@ class Evaluator:
             self.decide(objective, batch, points, within)
         size = self.max_lanes if self.mode == "lanes" else 1
         groups = [points[i : i + size] for i in range(0, len(points), size)]
-        return torch.cat([self._together(objective, batch, group, within) for group in groups])
+        # Waited for once, when all forwards are on their way: a model over several devices works on them side by side.
+        return torch.cat([self._together(objective, batch, group, within) for group in groups]).to("cpu", torch.float64)
 
     def _together(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> Tensor:
         """One forward for all points where that is proven, else one each."""
@@ -229,7 +247,7 @@ class Evaluator:
         one = rows * len(points) // len(spread)
         # Every parameter in scope rides in lanes, moved or not: so what is proven does not depend on which are moved.
         at = self.perturber.at(*spread, rows=one, every=True, direction=self._drawn(proof), copies=len(points))
-        with torch.inference_mode(), at as lanes, within(len(points)):
+        with no_gradient(self.perturber.model), at as lanes, within(len(points)):
             losses = objective(self.perturber.model, repeat(batch, len(points)))
         self._count(lanes, len(points))
         if losses.numel() != len(points) * rows:
@@ -238,8 +256,7 @@ class Evaluator:
             self._proven = lanes.trace
         if self._proven != lanes.trace:
             raise LaneUnsupported("activations are stacked in another way than on the first batch")
-        # The one place where the device is waited for.
-        return losses.detach().reshape(len(points), -1).to("cpu", torch.float64)
+        return losses.detach().reshape(len(points), -1)
 
     def _drawn(self, proof: bool) -> Direction:
         direction = self.perturber.direction
@@ -254,10 +271,10 @@ class Evaluator:
                 found.append(self._row_by_row(objective, batch, point, direction))
                 continue
             at = self.perturber.at(point, rows=batch_rows(batch) or 1, direction=direction)
-            with torch.inference_mode(), at as lanes, within(1):
+            with no_gradient(self.perturber.model), at as lanes, within(1):
                 losses = objective(self.perturber.model, batch)
             self._count(lanes, 1)
-            found.append(losses.detach().reshape(1, -1).to("cpu", torch.float64))
+            found.append(losses.detach().reshape(1, -1))
         return torch.cat(found)
 
     def _row_by_row(self, objective: Objective, batch: Any, point: Point, direction: Direction) -> Tensor:
@@ -271,7 +288,7 @@ class Evaluator:
         losses = []
         for row, own in enumerate(spread_out(point, rows)):
             part = {key: v[row : row + 1] if isinstance(v, Tensor) else v for key, v in batch.items()}
-            with torch.inference_mode(), self.perturber.at(own, direction=direction) as lanes:
+            with no_gradient(self.perturber.model), self.perturber.at(own, direction=direction) as lanes:
                 loss = objective(self.perturber.model, part)
             if self.coverage:
                 self.perturber.check_coverage(lanes)
@@ -280,7 +297,7 @@ class Evaluator:
                     f"the objective returned {loss.numel()} losses for one example. "
                     "Remedy: return one loss for each example."
                 )
-            losses.append(loss.detach().reshape(1).to("cpu", torch.float64))
+            losses.append(loss.detach().reshape(1))
         self.forwards += 1
         return torch.cat(losses).unsqueeze(0)
 
@@ -292,7 +309,7 @@ class Evaluator:
         rows = batch_rows(batch) or 1
         if rows == 1:
             return
-        with torch.inference_mode(), self.perturber.at(centre), within(1):
+        with no_gradient(self.perturber.model), self.perturber.at(centre), within(1):
             losses = objective(self.perturber.model, batch)
         if losses.numel() != rows:
             raise UserError(
@@ -349,7 +366,8 @@ class Evaluator:
         for magnify in (1.0, _MAGNIFY):
             group = [replace(point, scale=point.scale * magnify) for point in points]
             together = self._lanes(objective, batch, group, within, proof=True)
-            _compare(together, self._singly(objective, batch, group, within, proof=True), self._dtype())
+            alone = self._singly(objective, batch, group, within, proof=True)
+            _compare(together.to("cpu", torch.float64), alone.to("cpu", torch.float64), self._dtype())
         self.forwards = before
 
     def _dtype(self) -> torch.dtype:

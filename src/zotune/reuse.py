@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from zotune.distributed.sharded import no_gradient, released
 from zotune.estimate import Point
 from zotune.evaluate import evaluating
 from zotune.perturb import Objective, Perturber, batch_rows
@@ -79,7 +80,7 @@ class Reuse:
         # Twice from the same capture: a block that writes into its input would spoil it for the second probe.
         for _ in range(2):
             with (
-                torch.inference_mode(),
+                no_gradient(self._perturber.model),
                 self._perturber.at(point, rows=batch_rows(batch) or 1),
                 self._replaced(output),
             ):
@@ -101,7 +102,8 @@ class Reuse:
             return None
         layers = found[1]
         finished: list[bool] = []
-        with torch.inference_mode(), self._perturber.at(point, rows=batch_rows(batch) or 1, every=True) as lanes:
+        at = self._perturber.at(point, rows=batch_rows(batch) or 1, every=True)
+        with no_gradient(model), at as lanes:
             hooks = [layer.register_forward_hook(lambda *_: finished.append(not lanes.touched)) for layer in layers]
             try:
                 expected = objective(model, batch)
@@ -168,7 +170,7 @@ class Reuse:
         model = self._perturber.model
         hook = self._list[self.depth - 1].register_forward_hook(stop)
         try:
-            with torch.inference_mode(), evaluating(model):
+            with no_gradient(model), evaluating(model), released(model):
                 objective(model, batch)
         except _Stop:
             pass

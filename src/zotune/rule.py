@@ -53,6 +53,9 @@ class Rule(ABC):
     may_wait = False
     """Whether `update` can be asked after later steps were evaluated: it depends on its arguments alone."""
 
+    in_parts = False
+    """Whether it keeps nothing of a tensor's elements, and asks for a block's alone: so for sharded models."""
+
     def begin(self, probes: Sequence[Probe]) -> None:  # noqa: B027 - most rules have no memory
         """Called once per step, before the first tensor: the place to advance what is shared by all tensors."""
 
@@ -81,6 +84,7 @@ class Sgd(Rule):
     """`theta <- (1 - lr * weight_decay) theta - lr * sum_q coef_q z_q`: arXiv 2305.17333, def. 2, decoupled decay."""
 
     may_wait = True
+    in_parts = True
 
     def change(self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float) -> Factors | None:
         terms = [(p.key, -lr * p.coef * direction.gain(target, p.key)) for p in probes]

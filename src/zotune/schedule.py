@@ -36,7 +36,7 @@ class Scheduled(Direction):
         self.inner, self.parts, self.choice = inner, parts, choice
         self.count = 1 + max(parts.values())
         self.share = _share(choice)
-        self.reads_inputs, self.may_wait = inner.reads_inputs, inner.may_wait
+        self.reads_inputs, self.may_wait, self.in_parts = inner.reads_inputs, inner.may_wait, inner.in_parts
         self._chosen: dict[tuple[int, int], frozenset[int]] = {}
 
     def chosen(self, key: Key) -> frozenset[int]:

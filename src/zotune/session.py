@@ -32,6 +32,7 @@ from zotune.weights import base_sha256
 
 if TYPE_CHECKING:
     from zotune.distributed.group import Group
+    from zotune.distributed.pool import Pool
 
 
 @final
@@ -40,7 +41,7 @@ class Session:
 
     `model` stands for the one that the config names: one without weights, to plan with. `functions` are the rewards or
     the metric that the config names: without them they are imported, which runs their code. `group`: the processes
-    that train together.
+    that train together. `pool`: the workers that evaluate the steps.
     """
 
     optimizer: ZerothOrder
@@ -52,12 +53,13 @@ class Session:
         training: bool = True,
         functions: Functions | None = None,
         group: Group | None = None,
+        pool: Pool | None = None,
     ) -> None:
         if config.method not in METHODS:
             raise ConfigError(f"unknown method {config.method!r}. Remedy: one of {', '.join(METHODS)}.")
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.config, self.scope, self.group = config, config.scope, group
+        self.config, self.scope, self.group, self.pool = config, config.scope, group, pool
         self.functions = find_functions(config) if functions is None else functions
         source = load_source(config, training)
         self.train_sha256 = source.train.sha256 if source.train else ""
@@ -65,8 +67,11 @@ class Session:
         self.data = source.says() or f"task {config.task}, data seed {config.data_seed}"
         tokenizer = load_tokenizer(config)
         self.held_bytes = memory_bytes()  # libraries, tokenizer and rows, before the weights
-        self.model: nn.Module = load_model(config) if model is None else model
+        self.model: nn.Module = load_model(config, group) if model is None else model
+        # Where inputs go: of several devices to the first.
         self.device = device_of(config)
+        if config.device_map is not None and model is None:
+            self.device = next(self.model.parameters()).device
         self.offload = offloaded(config, self.model, self.device) if model is None else None
         self.objective = make_objective(config, tokenizer, self.model, source, self.functions)
         # The training rows first: they fix which labels there are.
@@ -154,7 +159,9 @@ class Session:
             "halve_eps": c.on_nonfinite == "halve-eps",
             "seed": c.seed,
         }
-        if self.group is not None:
+        if self.pool is not None:
+            options["parallel"] = self.pool
+        elif self.group is not None:
             from zotune.distributed.parallel import Parallel
 
             options["parallel"] = Parallel(c.parallel or "data", self.group, c.check_every)

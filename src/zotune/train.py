@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from zotune.adapters import added_by
 from zotune.advice import Advisor, check_lr
 from zotune.config import PLACES, TrainConfig
+from zotune.distributed.sharded import gathered, put
 from zotune.errors import ConfigError, RunError
 from zotune.forecast import foreseen, said
 from zotune.journal import HashRecord, Journal, StepRecord
@@ -25,7 +28,6 @@ from zotune.machine import peak_memory_bytes
 from zotune.nonfinite import Skips, mean_loss, skipped
 from zotune.objective.from_config import functions_of_run, given_functions
 from zotune.objective.functions import Functions
-from zotune.optimizer import ZerothOrder
 from zotune.rebuild import current_sha256, steps_of
 from zotune.records import encode
 from zotune.resolve import config_of, resolve
@@ -39,6 +41,7 @@ from zotune.weights import weights_sha256
 if TYPE_CHECKING:
     from zotune.distributed.follower import FollowerFolder, FollowerJournal
     from zotune.distributed.group import Group
+    from zotune.distributed.pool import Pool, Recorder
 
     Folder = RunFolder | FollowerFolder
     Log = Journal | FollowerJournal
@@ -53,13 +56,15 @@ def train(
     rewards: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     metric: Callable[..., Any] | None = None,
     group: Group | None = None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds,
     forwards (of the whole run's steps) and, with held-out rows, accuracy_before and accuracy_after (None where
     something else is measured), loss_before, loss_after, and so on for f1, exact_match, macro_f1, reward or metric.
 
     `rewards` or `metric` are functions in place of those that a config can name; code that it names is imported.
-    `group`: the processes that share the work; all of them call this, and process 0 alone writes.
+    `group`: the processes that share the work; all of them call this, and process 0 alone writes. `pool`: workers that
+    evaluate the steps.
     Raises UserError (a subclass) for anything the user can mend; what was recorded stays and can be resumed.
     """
     passed = given_functions(rewards, metric)
@@ -67,13 +72,15 @@ def train(
         config = replace(config, reward=[each.name for each in passed.reward])
     if passed.metric is not None:
         config = replace(config, metric=passed.metric.name)
-    return _begin(config, watch, passed if passed.all() else None, group)
+    return _begin(config, watch, passed if passed.all() else None, group, pool)
 
 
-def _begin(config: TrainConfig, watch: Watch, functions: Functions | None, group: Group | None) -> dict[str, Any]:
+def _begin(
+    config: TrainConfig, watch: Watch, functions: Functions | None, group: Group | None, pool: Pool | None = None
+) -> dict[str, Any]:
     config = config.absolute()
     with _created(config, group) as folder:
-        session = Session(config, functions=functions, group=group)
+        session = Session(config, functions=functions, group=group, pool=pool)
         with explained(session):
             header = _agreed(session.begin())
             if added_by(config.scope) == "prefix" and isinstance(folder, RunFolder):
@@ -95,6 +102,7 @@ def resume(
     group: Group | None = None,
     allow_task_code: bool = False,
     places: Mapping[str, Any] | None = None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Continue an interrupted run to its last step; returns what `train` returns. A finished run changes nothing.
 
@@ -124,12 +132,12 @@ def resume(
         config = replace(config_of(paths, trust_remote_code, allow_task_code), **places)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
-        return _begin(config, watch, functions, group)
+        return _begin(config, watch, functions, group, pool)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
         config = replace(config_of(paths, trust_remote_code, allow_task_code), **places)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
-        return _continue(config, folder, journal, watch, functions, group)
+        return _continue(config, folder, journal, watch, functions, group, pool)
 
 
 def _allowed(places: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,8 +183,9 @@ def _continue(
     watch: Watch,
     functions: Functions | None,
     group: Group | None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
-    session = Session(config, functions=functions, group=group)
+    session = Session(config, functions=functions, group=group, pool=pool)
     with explained(session):
         header = _agreed(session.begin())
         check_same(journal.header, header, folder.paths)
@@ -231,7 +240,7 @@ def _catch_up(session: Session, folder: Folder, journal: Log, watch: Watch) -> N
     folder.cut_metrics(lines)
     if not lines:
         _evaluate(session, folder, watch)
-    _restore(optimizer, folder, logged, hashes, watch)
+    _restore(session, folder, logged, hashes, watch)
     start = optimizer.steps
     for record in steps[start:]:
         session.replay(record)
@@ -259,8 +268,27 @@ def _intact(session: Session, rows: list[dict[str, Any]], steps: int) -> tuple[i
     return lines, max(logged, 0)
 
 
-def _restore(optimizer: ZerothOrder, folder: Folder, most: int, hashes: dict[int, str], watch: Watch) -> None:
+def _restore(session: Session, folder: Folder, most: int, hashes: dict[int, str], watch: Watch) -> None:
     """Put the newest snapshot up to step `most` into the weights, if it holds what was recorded of it."""
+    optimizer, group = session.optimizer, session.group
+    found = _intact_snapshot(folder, most, hashes, watch)
+    if group is not None and optimizer.perturber.sharding:
+        # Parts of one model must be of one step; where a process finds no snapshot, all replay from the base.
+        told = group.exchange(str(found and found[0]).encode())
+        found = found if len(set(told)) == 1 else None
+    if found is None:
+        return
+    optimizer.steps, tensors, carried = found
+    with torch.no_grad():
+        for name, weight in optimizer.weights().items():
+            put(weight, tensors[name])
+    optimizer.carry(carried)
+
+
+def _intact_snapshot(
+    folder: Folder, most: int, hashes: dict[int, str], watch: Watch
+) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
+    """Step, weights and what the method carries."""
     found = folder.latest_snapshot(most)
     while found is not None:
         step, tensors, meta = found
@@ -268,18 +296,16 @@ def _restore(optimizer: ZerothOrder, folder: Folder, most: int, hashes: dict[int
             name.removeprefix(_CARRIED): tensors.pop(name) for name in list(tensors) if name.startswith(_CARRIED)
         }
         if weights_sha256(tensors) == hashes.get(step, meta.get("weights_sha256")):
-            with torch.no_grad():
-                for name, weight in optimizer.weights().items():
-                    weight.copy_(tensors[name])
-            optimizer.steps = step
-            optimizer.carry(carried)
-            return
+            return step, tensors, carried
         watch.say(f"The snapshot of step {step} does not hold the weights it was made of; it is left out.")
         found = folder.latest_snapshot(step - 1)
+    return None
 
 
-def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[str, Any]:
+def _loop(session: Session, folder: Folder, journal: Log | Recorder, watch: Watch) -> dict[str, Any]:
     config, optimizer = session.config, session.optimizer
+    if session.pool is not None and isinstance(journal, Journal):
+        journal = session.pool.recording(session, journal)
     written: list[StepRecord] = []
     hashed = {record.step for record in journal.records if isinstance(record, HashRecord)}
 
@@ -292,32 +318,35 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
     advisor = Advisor(watch.say)
     spent = 0.0  # seconds of training: evaluations and snapshots are not counted
     _mark(session, folder, journal, hashed)
-    while optimizer.steps < config.steps:
-        start = time.perf_counter()
-        before = optimizer.evaluator.forwards
-        with skips.guard(optimizer, record, watch):
-            session.step()
-        seconds = time.perf_counter() - start
-        forwards = optimizer.evaluator.forwards - before
-        points = len(optimizer.estimator.points(config.seed, optimizer.steps - 1))
-        spent += seconds
-        advisor.see(written[-1], written[-1].lrs[0])
-        loss = _log_step(session, folder, written[-1])
-        extra = {
-            "g": _coef(session, written.pop()),
-            "snr": optimizer.signal_to_noise,
-            "forwards/s": forwards / seconds,
-            "tokens/s": session.tokens(optimizer.steps - 1) * points / seconds,
-        }
-        watch.step(optimizer.steps, config.steps, loss, seconds, extra)
-        if _due(session, optimizer.steps):
-            _evaluate(session, folder, watch)
-        _mark(session, folder, journal, hashed)
+    with _stopping_together(session):
+        while optimizer.steps < config.steps:
+            start = time.perf_counter()
+            before = optimizer.evaluator.forwards
+            with skips.guard(optimizer, record, watch):
+                session.step()
+            seconds = time.perf_counter() - start
+            forwards = optimizer.evaluator.forwards - before
+            points = len(optimizer.estimator.points(config.seed, optimizer.steps - 1))
+            spent += seconds
+            advisor.see(written[-1], written[-1].lrs[0])
+            loss = _log_step(session, folder, written[-1])
+            extra = {
+                "g": _coef(session, written.pop()),
+                "snr": optimizer.signal_to_noise,
+                "forwards/s": forwards / seconds,
+                "tokens/s": session.tokens(optimizer.steps - 1) * points / seconds,
+            }
+            watch.step(optimizer.steps, config.steps, loss, seconds, extra)
+            if _due(session, optimizer.steps):
+                _evaluate(session, folder, watch)
+            _mark(session, folder, journal, hashed)
     sha256 = _hashed(session)
     if optimizer.steps not in hashed:
         journal.append(HashRecord(optimizer.steps, sha256))
     if session.group is not None:
         watch.say(f"Each process sent {session.group.message_bytes} bytes a step to each other.")
+    if session.pool is not None:
+        watch.say(session.pool.says())
     peak = peak_memory_bytes(session.device)
     folder.log_timing({"steps": optimizer.steps, "seconds": round(spent, 3), "peak_memory_bytes": peak})
     result = {
@@ -330,15 +359,23 @@ def _loop(session: Session, folder: Folder, journal: Log, watch: Watch) -> dict[
     }
     if session.group is not None:
         result |= {"processes": session.group.size, "message_bytes": session.group.message_bytes}
+    if session.pool is not None:
+        result |= session.pool.counted()
     return result | _before_and_after(folder) | {"run": str(folder.path)}
 
 
-def _mark(session: Session, folder: Folder, journal: Log, hashed: set[int]) -> None:
+def _stopping_together(session: Session) -> AbstractContextManager[None]:
+    sharded = bool(session.optimizer.perturber.sharding)
+    return session.group.stopping_together() if session.group is not None and sharded else nullcontext()
+
+
+def _mark(session: Session, folder: Folder, journal: Log | Recorder, hashed: set[int]) -> None:
     """Every `snapshot_every` steps: the snapshot first, then the hash that says it should be there."""
     step = session.optimizer.steps
     if step and step % session.config.snapshot_every == 0 and step not in hashed:
         sha256 = _hashed(session)  # folds: a snapshot holds whole weights
-        tensors = session.optimizer.weights()
+        leads = session.group is None or session.group.rank == 0
+        tensors = gathered(session.optimizer.weights(), leads)
         carried = {_CARRIED + name: tensor for name, tensor in session.optimizer.carried().items()}
         folder.save_snapshot(step, tensors | carried, {"weights_sha256": sha256})
         journal.append(HashRecord(step, sha256))

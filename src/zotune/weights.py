@@ -8,12 +8,17 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from zotune.distributed.sharded import is_part, whole
+
 
 def weights_sha256(named: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the tensors in name order: for each its name, dtype, shape and raw little-endian bytes (hex)."""
+    """SHA-256 over the tensors in name order: for each its name, dtype, shape and raw little-endian bytes (hex).
+
+    Of a sharded model every process must call it: one tensor after the other is gathered.
+    """
     digest = hashlib.sha256()
     for name in sorted(named):
-        tensor = named[name].detach().to("cpu").contiguous()
+        tensor = whole(named[name].detach()).to("cpu").contiguous()
         shape = ",".join(str(size) for size in tensor.shape)
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
@@ -29,6 +34,16 @@ def base_sha256(model: nn.Module) -> str:
 def _unique(items: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in items:
-        if isinstance(tensor, Tensor) and (tensor.data_ptr(), tensor.shape) not in seen:
-            seen.add((tensor.data_ptr(), tensor.shape))
+        if not isinstance(tensor, Tensor):
+            continue
+        place = id(tensor) if is_part(tensor) else tensor.data_ptr()  # a process's part may be empty
+        if (place, tensor.shape) not in seen:
+            seen.add((place, tensor.shape))
             yield name, tensor
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor at an address that matrix products like: at others they round otherwise, and a file's header decides
+    where weights lie that are mapped from it.
+    """
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % 64 else tensor

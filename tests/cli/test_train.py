@@ -36,12 +36,14 @@ REWARDED = {
     "reward": "r.py:one,f1", "reward_weights": "1,0.5", "reward_timeout": "5", "max_new_tokens": "8",
     "temperature": "0.7", "stop": "\\n,END",
 }  # fmt: skip
-ALONE = ({"objective": "accuracy"}, {"metric": "m.py:bleu"})
+ALONE = ({"objective": "accuracy"}, {"metric": "m.py:bleu"}, {"device_map": "balanced"})
 
 
 def test_every_option_has_its_flag(cli: Any, fakes: Any) -> None:
     """Each option given as a flag arrives in the config; those of tasks have a test of their own."""
-    assert set(GIVEN) | set(TASK) | set(REWARDED) | {"objective", "metric", "calibrated"} == set(OPTIONS) - {
+    assert set(GIVEN) | set(TASK) | set(REWARDED) | {"objective", "metric", "calibrated", "device_map"} == set(
+        OPTIONS
+    ) - {
         "completion_column",
         "method_args",
         "track",  # opens trackers: tests/test_track.py

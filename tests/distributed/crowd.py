@@ -354,8 +354,8 @@ def other_base(job: dict[str, Any], rank: int) -> None:
     """One process finds another model under the same name."""
     loading = zotune.session.load_model
 
-    def load(config: Any) -> nn.Module:
-        model = loading(config)
+    def load(*given: Any) -> nn.Module:
+        model = loading(*given)
         with torch.no_grad():
             next(model.parameters()).view(-1)[0] += 1.0
         return model
@@ -468,5 +468,7 @@ if __name__ == "__main__":
     job = json.loads(Path(sys.argv[2]).read_text())
     folder = Path(job["folder"])
     folder.mkdir()
+    if "shard" in Path(sys.argv[2]).read_text() + Path(job["config"]).read_text():
+        import torch.distributed.fsdp  # noqa: F401 - here, so that no child imports it anew
     kinds = {"courses": courses, "kills": kills, "failures": failures, "signals": signals, "script": own_script}
     print(json.dumps(kinds[sys.argv[1]](job, folder)))

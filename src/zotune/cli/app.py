@@ -25,6 +25,7 @@ from zotune.cli import (
     ls,
     methods,
     plan,
+    pool,
     push,
     replay,
     report,
@@ -59,6 +60,7 @@ app.command("branch")(branch.command)
 app.command("verify")(verify.command)
 app.command("diff")(diff.command)
 app.command("plan")(plan.command)
+app.command("pool")(pool.command)
 app.command("tune")(tune.command)
 app.command("compare")(compare.command)
 app.command("report")(report.command)

@@ -45,12 +45,17 @@ def agree(group: Group, value: str, what: str) -> None:
 
 def agree_on_run(group: Group, header: Mapping[str, Any]) -> None:
     """All processes must be about to write the same journal header. Raises RunError naming the first other key."""
-    own = {key: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for key, value in header.items()}
+    own = fingerprints(header)
     told = [json.loads(message) for message in group.exchange(json.dumps(own).encode())]
     for key in own:
         refuse_different(
             [each.get(key, "") for each in told], f"{key} of the run", "give all of them the same files and versions"
         )
+
+
+def fingerprints(header: Mapping[str, Any]) -> dict[str, str]:
+    """A short hash of each entry of a journal's header."""
+    return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16] for key, value in header.items()}
 
 
 def digest(tensors: Mapping[str, Tensor], check: int) -> bytes:

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import struct
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, final
 
 import torch
@@ -19,7 +24,8 @@ from zotune import errors
 from zotune.errors import NonFiniteLoss, RunError, Terminated, UserError
 
 _HEAD = struct.Struct("<BI")  # how it goes, bytes of the message
-_FINE, _LEFT_OUT, _FAILED, _STOPPED = range(4)  # what is higher is raised where several processes fail at once
+# What is higher is raised where several processes fail at once. Lost: weights that another did not send.
+_FINE, _LOST, _LEFT_OUT, _FAILED, _STOPPED = range(5)
 _MOST_ROOM = 1 << 16  # bytes of a message that later ones get room for too
 _PAUSE = 5e-5  # seconds between two looks at whether an exchange is done
 PATIENCE = 20.0  # seconds for which a process that fails waits to tell the others
@@ -29,11 +35,13 @@ PATIENCE = 20.0  # seconds for which a process that fails waits to tell the othe
 class Group:
     """The processes of an initialised `torch.distributed` process group; None is the default group.
 
+    `weights` is another group of the same processes, where a sharded model gathers its weights: what a failing process
+    says must not meet those. `sharded` says that there is such a model.
     Messages of a group that has NCCL alone go through the current GPU, all others through the CPU.
     Raises UserError where no process group is initialised.
     """
 
-    def __init__(self, process_group: Any = None) -> None:
+    def __init__(self, process_group: Any = None, weights: Any = None) -> None:
         import torch.distributed as dist
 
         if not dist.is_available() or not dist.is_initialized():
@@ -47,6 +55,8 @@ class Group:
         self._room = 64  # bytes of an exchange; it grows to what messages need
         self._held: BaseException | None = None  # arrived during an exchange: raised when that is done
         self._until = math.inf  # when an exchange is given up
+        self.weights, self.sharded = weights, False
+        self.stop: BaseException | None = None  # a signal that is kept for the end of the step
         self.heard: BaseException | None = None  # the error that all processes know of
         self.exchanges, self.sent_bytes = 0, 0
 
@@ -90,16 +100,50 @@ class Group:
         self.sent_bytes += size if self.rank == 0 else 0
         return tensor.cpu().numpy().tobytes()
 
-    def farewell(self, error: BaseException) -> None:
-        """Tell the others, in their next exchange, that this process leaves. Known errors are not told again."""
-        if error is self.heard:
+    @contextmanager
+    def stopping_together(self) -> Iterator[None]:
+        """Within the context a first signal is kept in `stop`: one process that stopped in a forward would leave the
+        others waiting for its weights. A second one acts at once.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
             return
+
+        def keep(number: int, frame: FrameType | None) -> None:
+            self.stop = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+            signal.signal(number, before[signal.Signals(number)])
+
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number, handler in before.items():
+            if callable(handler):  # not where it is ignored, as under nohup
+                signal.signal(number, keep)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def farewell(self, error: BaseException) -> BaseException:
+        """Tell the others, in their next exchange, that this process leaves. Known errors are not told again.
+
+        Returns the error to end with: that of another process where this one's came of it.
+        """
+        if error is self.heard:
+            return error
+        if self.sharded and _code(error) != _LOST:
+            return error  # the others may be waiting for this process's weights: they see it go
+        if self.weights is not None and not self.sharded:  # so that others who wait for weights fail, and listen
+            self._dist.destroy_process_group(self.weights)
+            self.weights = None
         self._until = time.monotonic() + PATIENCE
         try:
             self.exchange(b"", error)
         except BaseException as known:
+            if _code(error) == _LOST:
+                return known
             # Where all fail alike, the first process is the one to speak of it.
             self.heard = error if known is self.heard else None
+        return error
 
     def _gathered(self, own: bytes, usual: bool) -> list[bytes]:
         found = self._all(own, self._room)
@@ -155,6 +199,8 @@ def _tensor(data: bytes, device: torch.device) -> Tensor:
 def _code(error: BaseException) -> int:
     if isinstance(error, NonFiniteLoss):
         return _LEFT_OUT
+    if isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL")):
+        return _LOST
     return _FAILED if isinstance(error, Exception) else _STOPPED
 
 

@@ -44,12 +44,16 @@ def joined() -> Iterator[Group | None]:
     # torchrun keeps its store for the restarts: without a name of its own each would read the addresses of the last.
     store = dist.PrefixStore(f"zotune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
-    group = Group()
+    # Made now: it takes all processes, and later one of them may have left.
+    both = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    group = Group(weights=dist.new_group(backend=both, timeout=_TIMEOUT))
     try:
         yield group
     except BaseException as error:
-        group.farewell(error)
-        raise
+        ended = group.farewell(error)
+        if ended is error:
+            raise
+        raise ended from None
     finally:
         dist.destroy_process_group()
 
@@ -92,6 +96,29 @@ def begin(config: TrainConfig, watch: Watch, group: Group | None) -> dict[str, A
     from zotune.train import train
 
     return train(config, watch, group=group)
+
+
+def pooled(
+    config: TrainConfig, watch: Watch, workers: int, gpu_workers: int, address: str | None = None
+) -> dict[str, Any]:
+    """`train` with workers on Ray; `resume`, where the folder holds a run of exactly this config."""
+    from zotune.distributed.pool import Pool
+    from zotune.distributed.ray_crew import RayCrew
+    from zotune.train import resume, train
+
+    if workers + gpu_workers < 1:
+        raise ConfigError("a pool without workers. Remedy: --workers 2, or --gpu-workers.")
+    config = config.absolute()
+    again = _is_own(config)
+    crew = RayCrew(config.to_yaml().encode(), config.trust_remote_code, workers, gpu_workers, address)
+    try:
+        pool = Pool(crew, workers + gpu_workers, watch.say)
+        if again:
+            watch.say("The folder holds this run: it goes on.")
+            return resume(config.output_dir, watch, config.trust_remote_code, trust_reward=True, pool=pool)
+        return train(config, watch, pool=pool)
+    finally:
+        crew.close()
 
 
 def restarted() -> bool:

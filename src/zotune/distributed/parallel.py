@@ -17,25 +17,27 @@ from torch import Tensor
 
 from zotune.distributed.agreement import REBUILD, digest, refuse_different
 from zotune.distributed.group import Group
+from zotune.distributed.sharing import Lanes, Losses, Sharing
 from zotune.errors import ConfigError
 from zotune.estimate import Point
 from zotune.perturb import batch_rows
 
-Mode = Literal["data", "probes", "signs", "data+probes", "data+signs"]
-Losses = list[list[tuple[float, float]]]  # for each point, (loss, weight) of each example
+Mode = Literal["data", "probes", "signs", "data+probes", "data+signs", "shard"]
 
 _HEAD = struct.Struct("<QII6s")  # step, cells of the step, fingerprint of its first batch, digest of the weights
 _COUNT = struct.Struct("<I")  # losses at a point
 
 
 @final
-class Parallel:
+class Parallel(Sharing):
     """How the work of a step is dealt out among the processes of a group.
 
     Args:
         mode: "data": each micro-batch to one process. "probes": each probe (its points that ride in one forward) to
             one. "signs": each point to one; points are then evaluated one at a time in every number of processes,
-            since a forward for both sides rounds otherwise. "data+probes", "data+signs": both products.
+            since a forward for both sides rounds otherwise. "data+probes", "data+signs": both products. "shard": every
+            process evaluates everything, since a sharded model (`fully_shard`) takes all of them for each forward; the
+            losses that count are those of process 0.
         group: the processes; None is torch's default group.
         check_every: after the first and every so many steps, a slice of the weights is compared.
 
@@ -49,7 +51,8 @@ class Parallel:
             raise ConfigError(f"parallel is {mode!r}. Remedy: one of {', '.join(get_args(Mode))}.")
         if check_every < 1:
             raise ConfigError(f"check_every must be at least 1, got {check_every}. Remedy: 100 is the default.")
-        self.mode, self.check_every = mode, check_every
+        self.mode: str = mode
+        self.check_every = check_every
         self.group = Group() if group is None else group
         self._by_unit, self._by_point = "data" in mode, "signs" in mode
         self._fingerprint: int | None = None  # None once the processes have shown that they were given the same batch
@@ -67,7 +70,7 @@ class Parallel:
 
     # --- before and during the first phase ----------------------------------------------------------------------
 
-    def lanes(self, asked: Literal["auto", "on", "off"]) -> Literal["auto", "on", "off"]:
+    def lanes(self, asked: Lanes) -> Lanes:
         """What `lanes` is with this mode. Raises ConfigError for "on" where points are evaluated one at a time."""
         if self._by_point and asked == "on":
             raise ConfigError("signs are evaluated one at a time, so lanes cannot be on. Remedy: lanes auto or off.")
@@ -75,6 +78,8 @@ class Parallel:
 
     def check_work(self, units: int, points: int, lanes: int) -> None:
         """Raises ConfigError when a step of so many micro-batches and points leaves a process without work."""
+        if self.mode == "shard":
+            return
         cells = (units if self._by_unit else 1) * len(self._groups(list(range(points)), [], lanes))
         if cells < self.group.size:
             raise ConfigError(
@@ -111,19 +116,27 @@ class Parallel:
         """
         if not self.units and self._first:
             self._fingerprint = _fingerprint(batch)
+        if self.mode == "shard":
+            self._cells.append((0, list(range(len(points))), weight))
+            self._count(batch)
+            return list(points)
         known = [i for i, point in enumerate(points) if centre and not point.scale]
         own: list[int] = []
         for cell in self._groups([i for i in range(len(points)) if i not in known], known, lanes):
             owner = self._owner(self.units if self.mode == "data" else len(self._cells))
             self._cells.append((owner, cell, weight))
             own += cell if owner == self.group.rank else []
+        self._count(batch)
+        return [points[i] for i in own]
+
+    def _count(self, batch: Any) -> None:
         self.units += 1
         self.examples += batch_rows(batch) or 0
-        return [points[i] for i in own]
 
     def keep(self, losses: Sequence[Sequence[float]]) -> None:
         """The losses at the points that `deal` gave, (points, examples)."""
-        self._own += losses
+        if self.mode != "shard" or self.group.rank == 0:
+            self._own += losses
 
     def _owner(self, number: int) -> int:
         return number % self.group.size
@@ -147,7 +160,7 @@ class Parallel:
         if due and self._failed is None:
             mark = digest(weights(), self._checks)
         self._checks += due
-        cells, failed, own = self._cells, self._failed, self._own
+        cells, failed, own = self._cells, self._failed or self.group.stop, self._own
         head = _HEAD.pack(step, len(cells), self._fingerprint or 0, mark)
         self.forget()
         told = self.group.exchange(head + b"".join(map(_packed, own)), failed, usual=True)

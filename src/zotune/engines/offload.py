@@ -26,6 +26,7 @@ from zotune.engines.courier import Courier, Plain, Room, Streams
 from zotune.engines.home import Disk, Home, Memory, Shelf
 from zotune.engines.parts import SMALL, Part, Site, parts, sizes
 from zotune.lazy import Perturbed
+from zotune.weights import aligned
 
 Job = Callable[[Tensor], None]
 
@@ -95,7 +96,7 @@ class Offload:
         for module in model.modules():
             for parameter in module._parameters.values():
                 if parameter is not None and id(parameter) not in streamed:
-                    parameter.data = parameter.data.to(self.device)
+                    parameter.data = aligned(parameter.data.to(self.device))
             for key, buffer in module._buffers.items():
                 module._buffers[key] = None if buffer is None else buffer.to(self.device)
 

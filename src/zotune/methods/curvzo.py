@@ -44,6 +44,8 @@ _EVERY, _LEAST, _MOST = 20, 0.1, 0.8
 class Sampled(Direction):
     """A dense z on tensors sampled with probability proportional to a learned score, zero on the others."""
 
+    in_parts = True
+
     def __init__(self, law: Law, share: float, beta: float, pi_min: float, by_size: bool) -> None:
         self.z = Dense(law)
         self.share, self.beta, self.pi_min, self.by_size = share, beta, pi_min, by_size

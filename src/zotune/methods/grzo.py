@@ -107,6 +107,8 @@ class Rounded(Direction):
 class SignFlips(Direction):
     """`Delta_j = U o (r_j s_j')` for query j: one U for the step, signs for each query; signs alone for vectors."""
 
+    in_parts = True
+
     def __init__(self, form: Form, rank: int, interval: int, law: Law) -> None:
         if form not in ("dense", "low_rank", "strict"):
             raise ConfigError(f"form must be dense, low_rank or strict, got {form!r}. Remedy: dense is GRZO's.")

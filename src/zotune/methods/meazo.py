@@ -41,6 +41,8 @@ from zotune.rule import Block, Rule, Sgd
 class ScalarNormalised(Rule):
     """SGD whose step is divided by the root of a running mean of the squared slope, one for each group of queries."""
 
+    in_parts = True
+
     def __init__(self, beta: float, zeta: float, groups: int) -> None:
         self.beta, self.zeta, self.groups = beta, zeta, groups
         self._sgd = Sgd()
@@ -78,6 +80,8 @@ class ScalarNormalised(Rule):
 @final
 class Grouped(Direction):
     """Dense z on one group of tensors at a time: query j moves group `j % groups`, and the update makes up for it."""
+
+    in_parts = True
 
     def __init__(self, law: Law, groups: int) -> None:
         self.groups = groups

@@ -93,6 +93,8 @@ class PastProbes(Rule):
     The directions of past steps are drawn again, so they must depend on nothing but their key.
     """
 
+    in_parts = True
+
     def __init__(
         self, moments: Moments, beta1: float, beta2: float, history: int | None = None, zeta: float = 1e-8
     ) -> None:

@@ -46,6 +46,8 @@ from zotune.subspace import Bases, require_matrices
 class Subspace(Factored):
     """`Z_hat = sqrt(m n) / r U Z V'`: a Gaussian core between bases that last `interval` steps; dense on vectors."""
 
+    in_parts = True
+
     def __init__(self, rank: int, interval: int, reshape: bool) -> None:
         self.rank, self.interval, self.reshape = rank, interval, reshape
         self._bases, self._core = Bases(interval), Together("gaussian")
@@ -105,6 +107,8 @@ class Subspace(Factored):
 @final
 class CoreAdam(Rule):
     """Adam on the cores of matrices, begun anew in each window; vectors take SGD steps of `vector_lr`."""
+
+    in_parts = True
 
     by_factors = True
 

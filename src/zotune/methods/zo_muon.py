@@ -47,6 +47,8 @@ _SMALL = 1 << 14  # elements of a Psi up to which all are drawn together and kep
 class LeftBasis(Factored):
     """`Z = P Psi`: P kept for `interval` steps, Psi fresh for every probe; vectors get a dense z."""
 
+    in_parts = True
+
     def __init__(self, rank: int, interval: int) -> None:
         self.rank = rank
         self._bases, self._together, self._dense = Bases(interval), Together("gaussian"), Dense("gaussian")
@@ -94,6 +96,8 @@ class LeftBasis(Factored):
 @final
 class MatrixSign(Rule):
     """`W <- W - lr P NS(G)` for matrices; vectors take SGD steps of `vector_lr`."""
+
+    in_parts = True
 
     by_factors = True
 

@@ -1,0 +1,63 @@
+"""A pool on Ray: real processes, one killed in the middle, one that joins late."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from tests.distributed.conftest import ENVIRONMENT
+
+from zotune.config import TrainConfig
+from zotune.distributed.ray_crew import RayCrew
+from zotune.errors import UserError
+from zotune.train import train
+from zotune.watch import Quiet
+
+with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'zotune[ray]'")
+
+
+@with_ray
+def test_a_killed_worker_is_replaced(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """SIGKILL to one of two workers: a third joins late and replays; the run ends with the bytes of one alone."""
+    busy = {"steps": 60, "micro_batch_size": 2, "snapshot_every": 20, "eval": None}
+    train(config(output_dir=tmp_path / "whole", **busy), Quiet())
+    run, file, log = tmp_path / "run", tmp_path / "config.yaml", tmp_path / "log"
+    file.write_text(config(output_dir=run, **busy).to_yaml())
+    command = [sys.executable, "-m", "zotune", "pool", "--config", str(file), "--workers", "2", "--json"]
+    with log.open("w") as said, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env=ENVIRONMENT) as pool:
+
+        def joined(count: int) -> list[int]:
+            while len(found := re.findall(r"worker \d joined \(process (\d+)", log.read_text())) < count:
+                assert pool.poll() is None, log.read_text()
+                time.sleep(0.01)
+            return [int(pid) for pid in found]
+
+        first, second = joined(2)
+        os.kill(first, signal.SIGKILL)
+        os.kill(second, signal.SIGSTOP)  # or it would do all that is left before the third is there
+        joined(3)
+        os.kill(second, signal.SIGCONT)
+        output, _ = pool.communicate(timeout=200)
+    text = log.read_text()
+    assert pool.returncode == 0, text
+    found = json.loads(output.splitlines()[-1])
+    assert (found["workers_joined"], found["workers_lost"]) == (3, 1), text
+    assert re.search(r"worker 2 joined \(process \d+ on .*\) after \d+ records, which it replays", text), text
+    for name in ("journal.zoj", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray() -> None:
+    """The extra is named."""
+    with pytest.raises(UserError, match="a pool needs Ray. Remedy: pip install 'zotune"):
+        RayCrew(b"", False, 1, 0, None)
