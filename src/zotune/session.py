@@ -113,6 +113,8 @@ class Session:
         if rows is None or rows >= max(map(len, self.units)):
             return
         reason = f"{self.objective.says} is one number for a batch" if self.objective.set_level else ""
+        if self.pool is not None:
+            reason = "workers of a pool evaluate whole micro-batches"
         if self.optimizer.direction.reads_inputs:
             reason = f"{self.config.method} reads the layers' inputs of a whole micro-batch"
         if reason:

@@ -90,9 +90,11 @@ class Worker:
             raise RunError(f"asked for step {step} after {optimizer.steps} steps. Remedy: start the pool again.")
         units = units_of_step(len(session.units), session.units_per_step, session.config.seed, step)
         cell = Cell(unit, sum(len(session.units[number]) for number in units[:unit]), first, last)
-        batch = session.batch(units[unit]) | {"step": step}
+        number = units[unit]
+        batch = session.batch(session.units[number]) | {"step": step}
         optimizer.parallel = cell
-        optimizer.estimate(session.objective, batch, within=session.reuse.within(session.objective, batch, units[unit]))
+        within = session.reuse.within(session.objective, batch, (number, 0))
+        optimizer.estimate(session.objective, batch, within=within)
         return b"".join(_COUNT.pack(len(row)) + struct.pack(f"<{len(row)}d", *row) for row in cell.losses)
 
     def _replay(self, records: bytes) -> None:
