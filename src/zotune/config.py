@@ -33,7 +33,7 @@ _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_
 # What recorded losses were measured with. A branch of a run may change all other options for its steps to come.
 FIXED = (
     "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model", "prefix_tokens",
-    "queries", "scope", "seed", "weight_decay",
+    "quantize", "queries", "scope", "seed", "weight_decay",
 )  # fmt: skip
 
 
@@ -115,6 +115,10 @@ class TrainConfig:
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"], Opt("Type of the weights; auto: as stored.")
     ] = "float32"
+    quantize: Annotated[
+        Literal["int8", "int4", "nf4", "llm_int8"] | None,
+        Opt("Pack the linear layers: int8, int4 (torchao), nf4, llm_int8 (bitsandbytes)."),
+    ] = None
     device: Annotated[str, Opt("auto, cpu, cuda, cuda:1, ...")] = "auto"
     lr_schedule: Annotated[Literal["constant", "linear", "cosine"], Opt("Course of the learning rate.")] = "constant"
     warmup_steps: Annotated[int, Opt("Steps in which the learning rate rises from 0.", ge=0)] = 0

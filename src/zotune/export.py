@@ -19,6 +19,7 @@ from zotune.errors import ConfigError, RunError
 from zotune.journal import read
 from zotune.load import load_model, load_tokenizer, quiet
 from zotune.model_folder import refuse_filled
+from zotune.quantised.layers import packed_layers
 from zotune.resolve import config_of
 from zotune.revisit import replay_onto
 from zotune.run import RunPaths
@@ -57,6 +58,11 @@ def export(
         )
     refuse_filled(to, force)
     model = load_model(config)
+    if form == "merge" and is_adapter(config.scope) and packed_layers(model):
+        raise ConfigError(
+            f"{paths.folder} trained an adapter over packed weights, which would round it away. "
+            "Remedy: --adapter, which any loader puts on the same packed base."
+        )
     before = _copy_in_scope(paths, model) if form == "delta" else {}
     found = replay_onto(paths, model, watch)
 

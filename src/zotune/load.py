@@ -23,6 +23,7 @@ from zotune.objective.from_shape import BUILD
 from zotune.objective.functions import Functions
 from zotune.objective.model_kind import Kind, model_kind
 from zotune.objective.options import Choice, OptionLikelihood
+from zotune.quantised.load import quantisation, settle
 from zotune.tasks import TASKS, find
 from zotune.tasks.base import Task
 
@@ -43,13 +44,17 @@ def load_model(config: TrainConfig) -> nn.Module:
     _refuse_outside(Path(config.model))
     trust = config.trust_remote_code
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    device = device_of(config)
+    packed = {} if config.quantize is None else quantisation(config.quantize, dtype, device)
     with _explained(config.model, "model"), quiet():
         _, auto = _architecture(config)
         loaded: tuple[nn.Module, dict[str, Any]] = auto.from_pretrained(
-            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True
+            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, **packed
         )
     _refuse_random(config.model, sorted(loaded[1]["missing_keys"]))
-    return add_for_scope(loaded[0].eval(), config).to(device_of(config)).eval()
+    model = add_for_scope(settle(loaded[0].eval(), config.quantize), config)
+    # Packed layers were loaded onto their device; some of them refuse to be moved.
+    return (model if packed else model.to(device)).eval()
 
 
 def _refuse_outside(model: Path) -> None:
@@ -66,6 +71,11 @@ def _refuse_outside(model: Path) -> None:
 
 def meta_model(config: TrainConfig) -> nn.Module:
     """The same model without its weights, on the meta device: names, shapes and dtypes. Raises as `load_model`."""
+    if config.quantize is not None:
+        raise ConfigError(
+            "packed layers have no shapes before they are packed, so such a run cannot be planned. "
+            "Remedy: leave --quantize out for an upper bound."
+        )
     with _explained(config.model, "model"), quiet(), torch.device("meta"):
         settings, auto = _architecture(config)
         stored = getattr(settings, "dtype", None) or torch.float32

@@ -14,22 +14,36 @@ from torch import Tensor, nn
 
 from zotune.errors import ConfigError
 from zotune.head import head_parameters
+from zotune.quantised.layers import packed_layers
 
 _NORM = re.compile(r"norm", re.IGNORECASE)
+# Parts that say where a parameter lies, and mean every weight there.
+_PLACES = ("full", "last", "block")
 
 
 def select(model: nn.Module, scope: str = "full") -> list[str]:
     """Canonical names of the parameters in `scope`, in the model's order. Raises ConfigError if there are none."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    chosen = set(named)
-    for part in scope.split("&"):
-        chosen &= _preset(model, named, part.strip())
+    chosen, parts = set(named), [part.strip() for part in scope.split("&")]
+    for part in parts:
+        chosen &= _preset(model, named, part)
+    if all(part.partition(":")[0] in _PLACES for part in parts):
+        _refuse_packed(model, scope)
     if not chosen:
         raise ConfigError(
             f"scope {scope!r} selects no trainable parameter of {len(named)}. Remedy: check requires_grad and the "
             f"names, such as {next(iter(named), 'none: every parameter is frozen')!r}."
         )
     return [name for name in named if name in chosen]
+
+
+def _refuse_packed(model: nn.Module, scope: str) -> None:
+    packed = packed_layers(model)
+    if packed:
+        raise ConfigError(
+            f"scope {scope!r} would leave out {len(packed)} linear layers whose weights are packed, such as "
+            f"{next(iter(packed))}. Remedy: --scope lora, bank, scales or norms, alone or as {scope}&lora."
+        )
 
 
 def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[str]:

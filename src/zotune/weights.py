@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def weights_sha256(named: Mapping[str, Tensor]) -> str:
@@ -22,13 +23,23 @@ def weights_sha256(named: Mapping[str, Tensor]) -> str:
 
 
 def base_sha256(model: nn.Module) -> str:
-    """SHA-256 over every parameter and persistent buffer of `model`; tied tensors count once."""
+    """SHA-256 over every parameter and persistent buffer of `model`, packed ones too; tied tensors count once."""
     return weights_sha256(dict(_unique(model.state_dict(keep_vars=True).items())))
 
 
 def _unique(items: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
     seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in items:
-        if isinstance(tensor, Tensor) and (tensor.data_ptr(), tensor.shape) not in seen:
+    for name, tensor in _plain(items):
+        if (tensor.data_ptr(), tensor.shape) not in seen:
             seen.add((tensor.data_ptr(), tensor.shape))
+            yield name, tensor
+
+
+def _plain(items: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+    """Tensors as they lie in memory: one made of others (a packed weight's codes and scales) as these."""
+    for name, tensor in items:
+        if is_traceable_wrapper_subclass(tensor):
+            inner = tensor.__tensor_flatten__()[0]
+            yield from _plain((f"{name}.{part}", getattr(tensor, part)) for part in inner)
+        elif isinstance(tensor, Tensor):
             yield name, tensor
