@@ -9,6 +9,7 @@ from torch import nn
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
 from zotune.head import untie
+from zotune.quantised.scales import add_scales, settle_scales
 from zotune.run import RunPaths
 from zotune.virtual_tokens import add_prefix, add_prompt, peft_quiet, read_start
 
@@ -35,6 +36,11 @@ def add_for_scope(model: nn.Module, config: TrainConfig) -> nn.Module:
     """`model` with what `config.scope` adds. Its first values depend on the seed alone. Raises ConfigError."""
     name = added_by(config.scope)
     return model if name is None else ADD[name](model, config)
+
+
+def for_others(model: nn.Module) -> nn.Module:
+    """What other tools can read: the trained model without modules of zotune's own, in place."""
+    return settle_scales(model)
 
 
 def _lora(model: nn.Module, config: TrainConfig) -> nn.Module:
@@ -71,6 +77,10 @@ def _prompt(model: nn.Module, config: TrainConfig) -> nn.Module:
     return add_prompt(model, config.prefix_tokens, config.seed)
 
 
+def _scales(model: nn.Module, config: TrainConfig) -> nn.Module:
+    return add_scales(model)
+
+
 def _head(model: nn.Module, config: TrainConfig) -> nn.Module:
     return untie(model)
 
@@ -80,4 +90,5 @@ ADD: Mapping[str, Callable[[nn.Module, TrainConfig], nn.Module]] = {
     "prefix": _prefix,
     "prompt": _prompt,
     "head": _head,
+    "scales": _scales,
 }

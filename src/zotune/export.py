@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zotune.adapters import can_merge, is_adapter
+from zotune.adapters import can_merge, for_others, is_adapter
 from zotune.aside import whole_folder
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
@@ -87,7 +87,7 @@ def write_model(folder: Path, model: nn.Module, config: TrainConfig, merge: bool
 
     A model with adapters is written as the base model with them folded in; with merge=False the adapter alone.
     """
-    plain: Any = model
+    plain: Any = for_others(model)
     if merge and hasattr(model, "merge_and_unload"):
         plain = model.merge_and_unload()  # type: ignore[operator]
     with quiet():

@@ -1,8 +1,8 @@
 """What is inside a packed linear layer: its scales, and its codes, a block of rows at a time.
 
-A packed weight is `W[o, g * s + i] = scale[o, g] * code[o, g, i]`: groups of `s` inputs of one output row share a scale.
-The codes are read through the libraries' own tensors and functions; nothing here writes. None of these libraries is
-imported for it: a model that has such a layer has imported its library.
+A packed weight is `W[o, g * s + i] = scale[o, g] * code[o, g, i]`: groups of `s` inputs of one output row share a
+scale. The codes are read through the libraries' own tensors and functions. None of these libraries is imported for it:
+a model that has such a layer has imported its library.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Codes(ABC):
 
     rows: int
     columns: int
+    integers = True
+    """Whether codes are whole numbers below 256: exact in every dtype of weights."""
 
     @abstractmethod
     def scale(self) -> Tensor:
@@ -57,7 +59,7 @@ def codes_of(name: str, layer: nn.Module) -> Codes:
                 break
             return codes
     raise ConfigError(
-        f"the scales of {name} ({type(weight).__name__}, {tuple(layer.weight.shape)}) do not belong to groups inside "
+        f"the scales of {name} ({type(weight).__name__}, {tuple(weight.shape)}) do not belong to groups inside "
         "its rows. Remedy: --quantize int8, or another scope."
     )
 
@@ -66,7 +68,7 @@ def codes_of(name: str, layer: nn.Module) -> Codes:
 class Plain(Codes):
     """torchao's plain layouts: integer codes, scales and zero points as tensors of their own."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         self._weight: Any = layer.weight
         self.rows, self.columns = self._weight.shape
 
@@ -95,7 +97,7 @@ class Plain(Codes):
 class Rows8(Codes):
     """bitsandbytes' 8-bit layer: one scale (absmax / 127) per row."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         self._layer: Any = layer
         self.rows, self.columns = self._layer.weight.shape
 
@@ -124,7 +126,9 @@ class Rows8(Codes):
 class Blocks4(Codes):
     """bitsandbytes' 4-bit layer: two codes per byte, one scale (absmax) per block, which must lie inside a row."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    integers = False
+
+    def __init__(self, layer: Any) -> None:
         self._weight: Any = layer.weight
         self.rows, self.columns = self._weight.quant_state.shape
 

@@ -77,28 +77,32 @@ def _torchao(name: str, **arguments: Any) -> Any:
     return TorchAoConfig(getattr(import_module("torchao.quantization"), name)(**arguments))
 
 
+def _bitsandbytes(**arguments: Any) -> Any:
+    import transformers
+
+    settings: Any = transformers.BitsAndBytesConfig
+    return settings(**arguments)
+
+
 def _int8(dtype: torch.dtype | str) -> Any:
     return _torchao("Int8WeightOnlyConfig")
 
 
 def _int4(dtype: torch.dtype | str) -> Any:
+    four: Any = torch.int4  # type: ignore[attr-defined]
     per_group = import_module("torchao.quantization.granularity").PerGroup(_GROUP)
-    return _torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4, granularity=per_group)
+    return _torchao("IntxWeightOnlyConfig", weight_dtype=four, granularity=per_group)
 
 
 def _nf4(dtype: torch.dtype | str) -> Any:
-    from transformers import BitsAndBytesConfig
-
     compute = torch.float32 if isinstance(dtype, str) else dtype
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    return _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
 def _llm_int8(dtype: torch.dtype | str) -> Any:
-    from transformers import BitsAndBytesConfig
-
     if dtype != torch.float16:
         raise ConfigError("quantize llm_int8 multiplies what was rounded to float16. Remedy: --dtype float16, or int8.")
-    return BitsAndBytesConfig(load_in_8bit=True)
+    return _bitsandbytes(load_in_8bit=True)
 
 
 _KINDS: Mapping[str, tuple[str, Callable[[torch.dtype | str], Any]]] = {
