@@ -9,6 +9,7 @@ from torch import nn
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
 from zotune.head import untie
+from zotune.quantised.bank import add_bank, to_peft
 from zotune.quantised.scales import add_scales, settle_scales
 from zotune.run import RunPaths
 from zotune.virtual_tokens import add_prefix, add_prompt, peft_quiet, read_start
@@ -24,7 +25,7 @@ def added_by(scope: str) -> str | None:
 
 def is_adapter(scope: str) -> bool:
     """Whether what is trained lies beside the model's own weights, as a PEFT adapter."""
-    return added_by(scope) in ("lora", "prefix", "prompt")
+    return added_by(scope) in ("lora", "prefix", "prompt", "bank")
 
 
 def can_merge(scope: str) -> bool:
@@ -40,7 +41,7 @@ def add_for_scope(model: nn.Module, config: TrainConfig) -> nn.Module:
 
 def for_others(model: nn.Module) -> nn.Module:
     """What other tools can read: the trained model without modules of zotune's own, in place."""
-    return settle_scales(model)
+    return to_peft(settle_scales(model))
 
 
 def _lora(model: nn.Module, config: TrainConfig) -> nn.Module:
@@ -77,6 +78,10 @@ def _prompt(model: nn.Module, config: TrainConfig) -> nn.Module:
     return add_prompt(model, config.prefix_tokens, config.seed)
 
 
+def _bank(model: nn.Module, config: TrainConfig) -> nn.Module:
+    return add_bank(model, config.bank_rank)
+
+
 def _scales(model: nn.Module, config: TrainConfig) -> nn.Module:
     return add_scales(model)
 
@@ -91,4 +96,5 @@ ADD: Mapping[str, Callable[[nn.Module, TrainConfig], nn.Module]] = {
     "prompt": _prompt,
     "head": _head,
     "scales": _scales,
+    "bank": _bank,
 }

@@ -32,8 +32,8 @@ _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_
 
 # What recorded losses were measured with. A branch of a run may change all other options for its steps to come.
 FIXED = (
-    "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model", "prefix_tokens",
-    "quantize", "queries", "scope", "seed", "weight_decay",
+    "bank_rank", "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model",
+    "prefix_tokens", "quantize", "queries", "scope", "seed", "weight_decay",
 )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ class TrainConfig:
     weight_decay: Annotated[float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0)] = 0.0
     scope: Annotated[
         str,
-        Opt("full, norms, biases, head, last:N, block:N, dominant, lora, prefix, prompt, scales, ..."),
+        Opt("full, norms, biases, head, last:N, block:N, dominant, lora, prompt, prefix, scales, bank, ..."),
     ] = "full"
     blocks: Annotated[
         str | None, Opt("What a step trains: cycle (block by block), random:SHARE, atoms (LoRA's). Default: all.")
@@ -107,6 +107,7 @@ class TrainConfig:
     lora_rank: Annotated[int, Opt("Rank of LoRA with --scope lora.", ge=1)] = 8
     lora_alpha: Annotated[float, Opt("Alpha of LoRA.", gt=0)] = 16.0
     lora_targets: Annotated[list[str] | None, Opt("Modules that get LoRA, comma separated.")] = None
+    bank_rank: Annotated[int, Opt("Most columns that --scope bank keeps per layer.", ge=1)] = 64
     prefix_tokens: Annotated[int, Opt("Virtual tokens with --scope prefix or prompt.", ge=1)] = 5
     steps: Annotated[int, Opt("Training steps.", ge=0, le=2**32 - 1)] = 1000
     batch_size: Annotated[int, Opt("Examples per step.", ge=1)] = 16

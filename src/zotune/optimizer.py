@@ -103,6 +103,7 @@ class ZerothOrder(torch.optim.Optimizer):
             store_for(target.data.dtype)
         direction.prepare(self.perturber.targets())
         _check_folding(fold_every, direction, self.param_groups)
+        _check_banks(self.perturber, direction, self.param_groups, method, seed)
         self.fold_every = fold_every
         self.halve_eps, self.halvings = halve_eps, 0
         self.steps = 0  # steps taken
@@ -260,7 +261,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _compared(self) -> dict[str, Tensor]:
         """What must be equal in all processes between two steps."""
-        return {**{target.name: target.data for target in self.perturber.targets()}, **self.carried()}
+        return {**self.weights(), **self.carried()}
 
     def _reduced(self) -> tuple[float, ...]:
         if self.estimator.per_example:
@@ -315,10 +316,13 @@ class ZerothOrder(torch.optim.Optimizer):
     def _update(self, target: Target, lr: float, weight_decay: float) -> None:
         active = any(self.direction.active(target, probe.key) for probe in self._last)
         change = self.rule.change(target, self.direction, self._last, lr) if active else None
+        banked = self.perturber.bank(target.name) is not None
+        if banked and active and change is None:
+            raise _no_bank(self.method, target.name)
         if change is None and (active or lr * weight_decay):
             probes = self._last if active else []
             self._write(target, self.steps, lambda block: self.rule.update(block, probes, lr, weight_decay))
-        elif change is not None and self.fold_every > 1:
+        elif change is not None and (self.fold_every > 1 or banked):
             self.perturber.pending[target.name] = (
                 change if target.pending is None else add_up([(target.pending, 1.0), (change, 1.0)])
             )
@@ -333,11 +337,16 @@ class ZerothOrder(torch.optim.Optimizer):
         self.fold_every = every
 
     def fold(self) -> None:
-        """Write the low-rank updates that are still pending into the weights. Nothing to do with `fold_every` 1."""
+        """Write the low-rank updates that are still pending into the weights (or banks)."""
         with torch.no_grad():
             for target in self.perturber.targets():
                 # Adding zero would still turn -0.0 into 0.0.
-                if target.pending is not None and bool(target.pending.u.any()):
+                if target.pending is None or not bool(target.pending.u.any()):
+                    continue
+                bank = self.perturber.bank(target.name)
+                if bank is not None:
+                    bank.append(target.pending)
+                else:
                     self._write(target, self.steps - 1, lambda block: block.target.value(block.start, block.stop))
         self.perturber.pending.clear()
 
@@ -369,6 +378,16 @@ class ZerothOrder(torch.optim.Optimizer):
         if flat.data_ptr() != weight.data_ptr():
             weight.copy_(flat.view(weight.shape))
 
+    def put(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `weights` gave."""
+        with torch.no_grad():
+            for target in self.perturber.targets():
+                bank = self.perturber.bank(target.name)
+                if bank is not None:
+                    bank.take(target.name, tensors)
+                else:
+                    target.data.copy_(tensors[target.name])
+
     # --- what can be asked ---------------------------------------------------------------------------------------
 
     @property
@@ -377,6 +396,14 @@ class ZerothOrder(torch.optim.Optimizer):
         if not self._losses:
             return self._last
         return self.estimator.probes(self.seed, self.steps, self._reduced())
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained by name: the parameters, and the factors of those that are kept in a bank."""
+        found: dict[str, Tensor] = {}
+        for target in self.perturber.targets():
+            bank = self.perturber.bank(target.name)
+            found |= {target.name: target.data} if bank is None else bank.tensors(target.name)
+        return found
 
     def header(self) -> dict[str, Any]:
         """What a journal must know to rebuild this optimizer on the base model."""
@@ -454,6 +481,25 @@ def _check_folding(fold_every: int, direction: Direction, groups: Sequence[Mappi
         )
     if fold_every > 1 and any(group["weight_decay"] for group in groups):
         raise ConfigError("weight decay writes every weight in every step. Remedy: fold_every=1, or no weight decay.")
+
+
+def _check_banks(
+    perturber: Perturber, direction: Direction, groups: Sequence[Mapping[str, Any]], method: str, seed: int
+) -> None:
+    """A bank holds what has factors at every step, and nothing else."""
+    banked = [target for target in perturber.targets() if perturber.bank(target.name) is not None]
+    if not banked:
+        return
+    if any(group["weight_decay"] for group in groups):
+        raise ConfigError("a bank's base is read-only, so it cannot decay. Remedy: no weight decay.")
+    if direction.reads_inputs or direction.everywhere().factors(banked[0], Key(seed, 0)) is None:
+        raise _no_bank(method, banked[0].name)
+
+
+def _no_bank(method: str, name: str) -> ConfigError:
+    return ConfigError(
+        f"{method} has no low-rank form for {name}, which is kept as factors. Remedy: --method lozo, or another scope."
+    )
 
 
 def _decay_groups(model: nn.Module, scope: str | Sequence[str], weight_decay: float) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from zotune.estimate import Point
 from zotune.lane_rules import RULES
 from zotune.lazy import Lanes, LaneUnsupported, Perturbed
 from zotune.noise import Key
+from zotune.quantised.bank import Bank
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,11 @@ class Perturber:
 
     def _target(self, name: str) -> Target:
         return Target(name, self._parameter(name).detach(), self.fast, self.pending.get(name))
+
+    def bank(self, name: str) -> Bank | None:
+        """Where the updates of a parameter are kept, if it has no memory of its own."""
+        module, _ = self._sites[name][0]
+        return module if isinstance(module, Bank) else None
 
     def _parameter(self, name: str) -> Tensor:
         module, key = self._sites[name][0]

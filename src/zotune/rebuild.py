@@ -118,7 +118,7 @@ def _check(optimizer: ZerothOrder, record: HashRecord) -> None:
 def current_sha256(optimizer: ZerothOrder) -> str:
     """`weights_sha256` of the optimizer's parameters. Updates that wait are folded first: a hash marks a fold."""
     optimizer.fold()
-    return weights_sha256({target.name: target.data for target in optimizer.perturber.targets()})
+    return weights_sha256(optimizer.weights())
 
 
 def scope_sha256(model: nn.Module, names: list[str]) -> str:

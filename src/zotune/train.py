@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from zotune.adapters import added_by
 from zotune.advice import Advisor, check_lr
 from zotune.config import TrainConfig
@@ -242,9 +240,7 @@ def _restore(optimizer: ZerothOrder, folder: Folder, most: int, hashes: dict[int
             name.removeprefix(_CARRIED): tensors.pop(name) for name in list(tensors) if name.startswith(_CARRIED)
         }
         if weights_sha256(tensors) == hashes.get(step, meta.get("weights_sha256")):
-            with torch.no_grad():
-                for target in optimizer.perturber.targets():
-                    target.data.copy_(tensors[target.name])
+            optimizer.put(tensors)
             optimizer.steps = step
             optimizer.carry(carried)
             return
@@ -301,7 +297,7 @@ def _mark(session: Session, folder: Folder, journal: Log, hashed: set[int]) -> N
     step = session.optimizer.steps
     if step and step % session.config.snapshot_every == 0 and step not in hashed:
         sha256 = _hashed(session)  # folds: a snapshot holds whole weights
-        tensors = {target.name: target.data for target in session.optimizer.perturber.targets()}
+        tensors = session.optimizer.weights()
         carried = {_CARRIED + name: tensor for name, tensor in session.optimizer.carried().items()}
         folder.save_snapshot(step, tensors | carried, {"weights_sha256": sha256})
         journal.append(HashRecord(step, sha256))

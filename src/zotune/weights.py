@@ -11,11 +11,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def weights_sha256(named: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the tensors in name order: for each its name, dtype, shape and raw little-endian bytes (hex)."""
+    """SHA-256 over the tensors in name order: for each its name, dtype, shape and raw little-endian bytes (hex).
+
+    Of a tensor that is one number seen many times (all strides are 0) the bytes are those of that number.
+    """
     digest = hashlib.sha256()
     for name in sorted(named):
-        tensor = named[name].detach().to("cpu").contiguous()
-        shape = ",".join(str(size) for size in tensor.shape)
+        tensor = _dense(named[name].detach()).to("cpu").contiguous()
+        shape = ",".join(str(size) for size in named[name].shape)
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -33,6 +36,11 @@ def _unique(items: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]
         if (tensor.data_ptr(), tensor.shape) not in seen:
             seen.add((tensor.data_ptr(), tensor.shape))
             yield name, tensor
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """A tensor that is one number over and over as that number: it has no memory, and needs none for its hash."""
+    return tensor if any(tensor.stride()) or tensor.numel() < 2 else tensor[(0,) * tensor.dim()]
 
 
 def _plain(items: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
