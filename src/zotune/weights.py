@@ -32,7 +32,7 @@ def base_sha256(model: nn.Module) -> str:
 
 def _unique(items: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
     seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in _plain(items):
+    for name, tensor in plain_parts(items):
         if (tensor.data_ptr(), tensor.shape) not in seen:
             seen.add((tensor.data_ptr(), tensor.shape))
             yield name, tensor
@@ -43,11 +43,11 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor if any(tensor.stride()) or tensor.numel() < 2 else tensor[(0,) * tensor.dim()]
 
 
-def _plain(items: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+def plain_parts(items: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
     """Tensors as they lie in memory: one made of others (a packed weight's codes and scales) as these."""
     for name, tensor in items:
         if is_traceable_wrapper_subclass(tensor):
             inner = tensor.__tensor_flatten__()[0]
-            yield from _plain((f"{name}.{part}", getattr(tensor, part)) for part in inner)
+            yield from plain_parts((f"{name}.{part}", getattr(tensor, part)) for part in inner)
         elif isinstance(tensor, Tensor):
             yield name, tensor

@@ -55,6 +55,8 @@ def imported(library: str, kind: str) -> Any:
 def settle(model: nn.Module, asked: str | None) -> nn.Module:
     """A model as it was loaded, with packed layers that its forwards leave as they are. Returns `model`.
 
+    What is not packed gets memory of its own: as views into the checkpoint's file they would keep all of it mapped.
+
     On processors with bfloat16 instructions bitsandbytes repacks a 4-bit weight in its first forward, and multiplies
     in bfloat16 from then on: a weight would change under its hash, and a small perturbation would drown.
     Raises ConfigError where packed layers were `asked` for and there are none.
@@ -65,6 +67,11 @@ def settle(model: nn.Module, asked: str | None) -> nn.Module:
             f"quantize {asked} packs linear layers, and {type(model).__name__} has none that it could. "
             "Remedy: leave --quantize out, or take another model."
         )
+    if asked is not None:
+        held = {id(layer._parameters["weight"]) for layer in layers.values()}
+        for parameter in model.parameters():
+            if id(parameter) not in held:
+                parameter.data = parameter.data.clone()
     for layer in layers.values():
         if getattr(layer, "support_avx512bf16_for_cpu", False):
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
