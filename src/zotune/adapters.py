@@ -12,6 +12,7 @@ from zotune.head import untie
 from zotune.quantised.bank import add_bank, to_peft
 from zotune.quantised.scales import add_scales, settle_scales
 from zotune.run import RunPaths
+from zotune.sensitive import add_sensitive, settle_sensitive
 from zotune.virtual_tokens import add_prefix, add_prompt, peft_quiet, read_start
 
 
@@ -41,7 +42,7 @@ def add_for_scope(model: nn.Module, config: TrainConfig) -> nn.Module:
 
 def for_others(model: nn.Module) -> nn.Module:
     """What other tools can read: the trained model without modules of zotune's own, in place."""
-    return to_peft(settle_scales(model))
+    return to_peft(settle_scales(settle_sensitive(model)))
 
 
 def _lora(model: nn.Module, config: TrainConfig) -> nn.Module:
@@ -82,6 +83,12 @@ def _bank(model: nn.Module, config: TrainConfig) -> nn.Module:
     return add_bank(model, config.bank_rank)
 
 
+def _sensitive(model: nn.Module, config: TrainConfig) -> nn.Module:
+    if config.sensitive is None:
+        raise ConfigError("scope sensitive needs a mask. Remedy: --sensitive FILE, made by `zotune sensitive`.")
+    return add_sensitive(model, config.sensitive)
+
+
 def _scales(model: nn.Module, config: TrainConfig) -> nn.Module:
     return add_scales(model)
 
@@ -97,4 +104,5 @@ ADD: Mapping[str, Callable[[nn.Module, TrainConfig], nn.Module]] = {
     "head": _head,
     "scales": _scales,
     "bank": _bank,
+    "sensitive": _sensitive,
 }

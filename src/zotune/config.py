@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 NEVER_FROM_FILE = ("trust_remote_code",)
 # Where things lie and what computes them: a run may be moved. All other options stay what the run began with.
 PLACES = (
-    "model", "train", "eval", "data_dir", "output_dir", "device", "threads", "parallel", "check_every", "track",
-    "reward_timeout", "trust_remote_code",
+    "model", "sensitive", "train", "eval", "data_dir", "output_dir", "device", "threads", "parallel", "check_every",
+    "track", "reward_timeout", "trust_remote_code",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
@@ -99,7 +99,7 @@ class TrainConfig:
     weight_decay: Annotated[float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0)] = 0.0
     scope: Annotated[
         str,
-        Opt("full, norms, biases, head, last:N, block:N, dominant, lora, prompt, prefix, scales, bank, ..."),
+        Opt("full, norms, biases, head, last:N, block:N, dominant, lora, prompt, prefix, scales, bank, sensitive, ..."),
     ] = "full"
     blocks: Annotated[
         str | None, Opt("What a step trains: cycle (block by block), random:SHARE, atoms (LoRA's). Default: all.")
@@ -107,6 +107,7 @@ class TrainConfig:
     lora_rank: Annotated[int, Opt("Rank of LoRA with --scope lora.", ge=1)] = 8
     lora_alpha: Annotated[float, Opt("Alpha of LoRA.", gt=0)] = 16.0
     lora_targets: Annotated[list[str] | None, Opt("Modules that get LoRA, comma separated.")] = None
+    sensitive: Annotated[Path | None, Opt("Mask of --scope sensitive, made by `zotune sensitive`.")] = None
     bank_rank: Annotated[int, Opt("Most columns that --scope bank keeps per layer.", ge=1)] = 64
     prefix_tokens: Annotated[int, Opt("Virtual tokens with --scope prefix or prompt.", ge=1)] = 5
     steps: Annotated[int, Opt("Training steps.", ge=0, le=2**32 - 1)] = 1000
@@ -251,6 +252,7 @@ class TrainConfig:
             eval=self.eval and self.eval.resolve(),
             task=str(Path(self.task).resolve()) if self.task and Path(self.task).is_file() else self.task,
             data_dir=self.data_dir and self.data_dir.resolve(),
+            sensitive=self.sensitive and self.sensitive.resolve(),
             reward=None if self.reward is None else [_placed(name) for name in self.reward],
             metric=None if self.metric is None else _placed(self.metric),
             output_dir=self.output_dir.resolve(),

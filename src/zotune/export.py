@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zotune.adapters import can_merge, for_others, is_adapter
+from zotune.adapters import added_by, can_merge, for_others, is_adapter
 from zotune.aside import whole_folder
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
@@ -58,10 +58,11 @@ def export(
         )
     refuse_filled(to, force)
     model = load_model(config)
-    if form == "merge" and is_adapter(config.scope) and packed_layers(model):
+    beside = is_adapter(config.scope) or added_by(config.scope) == "sensitive"
+    if form == "merge" and beside and packed_layers(model):
+        remedy = "--adapter, which any loader puts on the same packed base" if is_adapter(config.scope) else "--delta"
         raise ConfigError(
-            f"{paths.folder} trained an adapter over packed weights, which would round it away. "
-            "Remedy: --adapter, which any loader puts on the same packed base."
+            f"{paths.folder} trained numbers beside packed weights, which would round them away. Remedy: {remedy}."
         )
     before = _copy_in_scope(paths, model) if form == "delta" else {}
     found = replay_onto(paths, model, watch)

@@ -2,9 +2,8 @@
 
 `full` every parameter that requires grad; `norms` and `biases` by the kind of module and name; `last:N` the last N
 blocks and what follows them; `block:N` block N alone, from 0; `head` the output head; `lora`, `prefix` and `prompt` the
-weights of such an adapter; `scales` those of packed layers; `bank` low-rank updates beside linear layers;
-`regex:PATTERN` a search in the names. `&` intersects: `norms&last:6`. `dominant` is one block too, which takes a
-forward to find (`zotune.dominant`).
+weights of such an adapter; `scales` those of packed layers; `bank` low-rank updates beside linear layers; `sensitive` the weights of a mask; `regex:PATTERN` a search in the names.
+`&` intersects: `norms&last:6`. `dominant` is one block too, which takes a forward to find (`zotune.dominant`).
 """
 
 from __future__ import annotations
@@ -61,6 +60,8 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
         return {name for name in named if "prompt_encoder." in name}
     if part == "bank":
         return {name for name in named if name.rpartition(".")[2] == "bank_delta"}
+    if part == "sensitive":
+        return {name for name in named if name.rpartition(".")[2] == "sensitive_values"}
     if part == "scales":
         return {name for name in named if name.rpartition(".")[2] == "quant_scale"}
     if part == "head":
@@ -83,7 +84,7 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
         )
     raise ConfigError(
         f"unknown scope {part!r}. Remedy: full, norms, biases, head, last:N, block:N, dominant, lora, prefix, prompt, "
-        "scales, bank or regex:PATTERN, joined by '&'."
+        "scales, bank, sensitive or regex:PATTERN, joined by '&'."
     )
 
 

@@ -24,7 +24,8 @@ GIVEN = {
     "lr_schedule": "linear", "blocks": "cycle", "fold_every": "2",
     "warmup_steps": "3", "lanes": "off", "reuse_mb": "0", "max_length": "64", "eval_every": "10",
     "eval_batch_size": "4", "snapshot_every": "5", "threads": "1", "on_nonfinite": "skip",
-    "parallel": "data+probes", "check_every": "50", "quantize": "int8", "bank_rank": "32",
+    "parallel": "data+probes", "check_every": "50",
+    "quantize": "int8", "sensitive": "mask.safetensors", "bank_rank": "32",
 }  # fmt: skip
 
 TASK = {

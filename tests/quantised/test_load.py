@@ -119,7 +119,7 @@ def test_exports_an_adapter_and_refuses_to_merge(packed: Packed, tmp_path: Path)
 
     settings = packed("int8", scope="lora", lora_rank=2)
     run = train(settings, Quiet())["run"]
-    with pytest.raises(ConfigError, match="an adapter over packed weights, which would round it away. Remedy: --adap"):
+    with pytest.raises(ConfigError, match="numbers beside packed weights, which would round them away. Remedy: --adap"):
         export(run, tmp_path / "merged", Quiet(), form="merge")
     export(run, tmp_path / "adapter", Quiet())
     trained = load_model(settings)

@@ -27,6 +27,7 @@ from zotune.cli import (
     report,
     resume,
     schema,
+    sensitive,
     train,
     tune,
     undo,
@@ -56,6 +57,7 @@ app.command("branch")(branch.command)
 app.command("verify")(verify.command)
 app.command("diff")(diff.command)
 app.command("plan")(plan.command)
+app.command("sensitive")(sensitive.command)
 app.command("tune")(tune.command)
 app.command("report")(report.command)
 app.command("export")(export.command)
