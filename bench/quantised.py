@@ -1,6 +1,6 @@
 """Training over packed bases on the demo's model and sentences: LoRA, a bank of LoZO's updates, and scales (QZO).
 
-python bench/quantised.py [--arms lora-nf4,...] [--steps 100] [--threads 1] [--json]
+python bench/quantised.py [--arms lora-nf4,...] [--steps 60] [--threads 1] [--json]
 
 Each arm runs in a process of its own, so that its peak memory is its own. Needs `pip install 'zotune[quant,peft]'`.
 Learning rate and eps were set by the size of the first slopes, so that all arms move by a like share; none was tuned.
@@ -28,7 +28,7 @@ from zotune.train import train
 from zotune.watch import Quiet
 from zotune.weights import plain_parts
 
-TRAIN_ROWS, TEST_ROWS = 128, 150
+TRAIN_ROWS, TEST_ROWS = 128, 100
 COMMON: dict[str, Any] = {
     "template": "{{ text }} It was",
     "label_words": ["terrible", "great"],
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--only", help="run one arm in this process and print its figures")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

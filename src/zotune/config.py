@@ -99,7 +99,7 @@ class TrainConfig:
     weight_decay: Annotated[float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0)] = 0.0
     scope: Annotated[
         str,
-        Opt("full, norms, biases, head, last:N, block:N, dominant, lora, prompt, prefix, scales, bank, sensitive, ..."),
+        Opt("full, norms, last:N, head, lora, prefix, prompt, scales, bank, sensitive, regex:X, ..."),
     ] = "full"
     blocks: Annotated[
         str | None, Opt("What a step trains: cycle (block by block), random:SHARE, atoms (LoRA's). Default: all.")

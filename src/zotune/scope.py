@@ -2,8 +2,9 @@
 
 `full` every parameter that requires grad; `norms` and `biases` by the kind of module and name; `last:N` the last N
 blocks and what follows them; `block:N` block N alone, from 0; `head` the output head; `lora`, `prefix` and `prompt` the
-weights of such an adapter; `scales` those of packed layers; `bank` low-rank updates beside linear layers; `sensitive` the weights of a mask; `regex:PATTERN` a search in the names.
-`&` intersects: `norms&last:6`. `dominant` is one block too, which takes a forward to find (`zotune.dominant`).
+weights of such an adapter; `scales` those of packed layers; `bank` low-rank updates beside linear layers; `sensitive`
+the weights of a mask; `regex:PATTERN` a search in the names. `&` intersects: `norms&last:6`. `dominant` is one block
+too, which takes a forward to find (`zotune.dominant`).
 """
 
 from __future__ import annotations

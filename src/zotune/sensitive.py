@@ -164,12 +164,15 @@ def find(config: TrainConfig, share: float, to: Path, watch: Watch) -> dict[str,
     Returns to, weights, share, layers, examples, bytes. Raises ConfigError for a share that is none, and for rows whose
     loss has no gradient, RunError where the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from zotune.session import Session
 
     if not 0 < share < 1:
         raise ConfigError(f"share must be between 0 and 1, got {share}. Remedy: 0.001 is the paper's.")
+    if not to.parent.is_dir():
+        raise RunError(f"{to} cannot be written: no such folder. Remedy: choose another --to.")
     session = Session(config)
     layers: dict[str, Any] = _linear(session.model)
     scores = squared_gradients(session, layers, watch)
@@ -184,8 +187,9 @@ def find(config: TrainConfig, share: float, to: Path, watch: Watch) -> dict[str,
         save_file(tensors, aside, about)
         sync_file(aside)
         aside.rename(to)
-    except OSError as error:
-        raise RunError(f"{to} cannot be written: {error.strerror or error}. Remedy: choose another --to.") from error
+    except (OSError, SafetensorError) as error:  # the second is how the library reports a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{to} cannot be written: {reason}. Remedy: choose another --to.") from error
     weights = sum(len(index) for index in kept.values())
     return {
         "to": str(to),

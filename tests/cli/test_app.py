@@ -13,7 +13,7 @@ from zotune.cli.app import NAMES
 
 COMMANDS = [
     "data", "demo", "train", "resume", "eval", "replay", "log", "checkout", "undo", "branch", "verify", "diff",
-    "methods", "plan", "report", "export", "ls", "cat", "init", "schema", "doctor", "tune",
+    "methods", "plan", "report", "export", "ls", "cat", "init", "schema", "doctor", "tune", "sensitive",
 ]  # fmt: skip
 
 
