@@ -7,13 +7,16 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 
-@pytest.mark.parametrize(("name", "measured"), [("reward", "reward"), ("generation_f1", "f1")])
+@pytest.mark.parametrize(
+    ("name", "measured"), [("reward", "reward"), ("generation_f1", "f1"), ("quantised_base", "accuracy")]
+)
 def test_example_runs(
     name: str,
     measured: str,
@@ -25,6 +28,8 @@ def test_example_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The last line is the result, with the score before and after."""
+    if name == "quantised_base" and not (find_spec("bitsandbytes") and find_spec("accelerate")):
+        pytest.skip("bitsandbytes is not installed: pip install 'zotune[quant]'")
     shutil.copy(movies / "train.jsonl", tmp_path)
     shutil.copy(movies / "eval.jsonl", tmp_path / "test.jsonl")
     words = ["--steps", "2", "--threads", "1", "--model", str(tiny("deep")), "--data", str(tmp_path)]

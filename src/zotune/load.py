@@ -46,7 +46,7 @@ def load_model(config: TrainConfig) -> nn.Module:
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     device = device_of(config)
     packed = {} if config.quantize is None else quantisation(config.quantize, dtype, device)
-    with _explained(config.model, "model"), quiet():
+    with _explained(config.model, "model", config.quantize), quiet():
         _, auto = _architecture(config)
         loaded: tuple[nn.Module, dict[str, Any]] = auto.from_pretrained(
             config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, **packed
@@ -180,7 +180,7 @@ def load_config(config: TrainConfig) -> Any:
 
 
 @contextmanager
-def _explained(model: str, what: str) -> Iterator[None]:
+def _explained(model: str, what: str, packed: str | None = None) -> Iterator[None]:
     try:
         yield
     except UserError:
@@ -188,6 +188,9 @@ def _explained(model: str, what: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "give a folder with a Hugging Face model, or a hub id while online."
+        if packed is not None and "conversion of the weights" in str(error):
+            reason = f"its linear layers cannot be packed as {packed} (a row of int4 is groups of 32)."
+            remedy = "--quantize int8 or nf4."
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is not run unasked."
             remedy = "read that code, then pass --trust-remote-code."

@@ -154,6 +154,8 @@ def test_what_cannot_work_is_said(packed: Packed, config: Packed, monkeypatch: p
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="llm_int8 multiplies what was rounded to float16. Remedy: --dtype float16"):
         load_model(packed("llm_int8", dtype="float32"))
+    with pytest.raises(UserError, match=r"cannot be packed as int4 \(a row of int4 .* Remedy: --quantize int8 or nf4"):
+        load_model(packed("int4", model=config().model, scope="norms"))
     with pytest.raises(ConfigError, match="such a run cannot be planned. Remedy: leave --quantize out"):
         meta_model(config(quantize="int8"))
     with pytest.raises(ConfigError, match="GPT2LMHeadModel has none that it could. Remedy: leave --quantize out"):
