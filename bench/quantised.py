@@ -3,7 +3,7 @@
 python bench/quantised.py [--arms lora-nf4,...] [--steps 60] [--threads 1] [--json]
 
 Each arm runs in a process of its own, so that its peak memory is its own. Needs `pip install 'zotune[quant,peft]'`.
-Learning rate and eps were set by the size of the first slopes, so that all arms move by a like share; none was tuned.
+eps and a first learning rate were set by the size of the first slopes; docs/quantised.md says what was tried after that.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ COMMON: dict[str, Any] = {
     "lr_schedule": "linear",
     "seed": 0,
 }
-LORA = {"scope": "lora&last:6", "method": "mezo", "lr": 8e-3, "eps": 1e-2}
+LORA = {"scope": "lora&last:6", "method": "mezo", "lr": 4e-2, "eps": 1e-2}
 ARMS: dict[str, dict[str, Any]] = {
     "lora-float32": LORA,
     "lora-int8": {**LORA, "quantize": "int8"},
-    "lora-nf4": {**LORA, "quantize": "nf4"},
-    "bank-nf4": {"scope": "bank&last:6", "method": "lozo", "lr": 5e-5, "eps": 1e-3, "quantize": "nf4"},
-    "qzo-nf4": {"scope": "scales&last:6", "method": "qzo", "lr": 5e-4, "eps": 1e-3, "quantize": "nf4"},
-    "qzo-int8": {"scope": "scales&last:6", "method": "qzo", "lr": 1e-6, "eps": 1e-5, "quantize": "int8"},
+    "lora-nf4": {**LORA, "lr": 1.5e-2, "quantize": "nf4"},
+    "bank-nf4": {"scope": "bank&last:6", "method": "lozo", "lr": 2e-4, "eps": 1e-3, "quantize": "nf4"},
+    "qzo-nf4": {"scope": "scales&last:6", "method": "qzo", "lr": 2e-3, "eps": 1e-3, "quantize": "nf4"},
+    "qzo-int8": {"scope": "scales&last:6", "method": "qzo", "lr": 4e-6, "eps": 1e-5, "quantize": "int8"},
 }
 
 
@@ -112,7 +112,8 @@ def table(result: dict[str, Any]) -> str:
         "blocks are trained, batches of 16, lr falling linearly, one seed. Base: bytes of all tensors that are not "
         "trained (the embeddings, 113 MB, stay float32). Resident: the process after training, libraries included. "
         "Peak: of the whole process; while it loads, pages of the checkpoint's 538 MB file count too, which the system "
-        "can take back. The machine was shared: seconds are an upper bound.",
+        "can take back. float32 weights are such pages too, and were partly taken back. The machine was shared: seconds "
+        "are an upper bound.",
         "",
         "| arm | lr | eps | base MB | resident MB | peak MB | before | after (95 %) | loss before, after | s | journal "
         "| replay |",
