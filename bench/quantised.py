@@ -3,7 +3,7 @@
 python bench/quantised.py [--arms lora-nf4,...] [--steps 60] [--threads 1] [--json]
 
 Each arm runs in a process of its own, so that its peak memory is its own. Needs `pip install 'zotune[quant,peft]'`.
-eps and a first learning rate were set by the size of the first slopes; docs/quantised.md says what was tried after that.
+eps and a first learning rate were set by the size of the first slopes; docs/quantised.md says what was tried later.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def table(result: dict[str, Any]) -> str:
         "blocks are trained, batches of 16, lr falling linearly, one seed. Base: bytes of all tensors that are not "
         "trained (the embeddings, 113 MB, stay float32). Resident: the process after training, libraries included. "
         "Peak: of the whole process; while it loads, pages of the checkpoint's 538 MB file count too, which the system "
-        "can take back. float32 weights are such pages too, and were partly taken back. The machine was shared: seconds "
-        "are an upper bound.",
+        "can take back. float32 weights are such pages too, and were partly taken back. The machine was shared: "
+        "seconds are an upper bound.",
         "",
         "| arm | lr | eps | base MB | resident MB | peak MB | before | after (95 %) | loss before, after | s | journal "
         "| replay |",

@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "template": "{{ text }} It was",
     "label_words": ["terrible", "great"],
     "scope": "lora&last:6",
-    "lr": 4e-2,
+    "lr": 1.5e-2,
     "lr_schedule": "linear",
     "eps": 1e-2,
     "batch_size": 16,
