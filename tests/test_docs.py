@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def place(tmp_path: Path, tiny: Callable[[str], Path], movies: Path, monkeypatch
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_page_runs(page: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Files, commands and Python of a page, in their order."""
+    if "--quantize" in page.read_text(encoding="utf-8") and not (find_spec("torchao") and find_spec("bitsandbytes")):
+        pytest.skip("torchao or bitsandbytes is not installed: pip install 'zotune[quant]'")
     namespace: dict[str, Any] = {"__name__": page.stem}
     threads, ran = torch.get_num_threads(), 0
     try:

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import torch
         ("classification", "accuracy"),
         ("generation_f1", "f1"),
         ("hf_trainer", "accuracy"),
+        ("quantised_base", "accuracy"),
         ("reward", "reward"),
     ],
 )
@@ -33,6 +35,8 @@ def test_example_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The last line is the result, with the score before and after."""
+    if name == "quantised_base" and not (find_spec("bitsandbytes") and find_spec("accelerate")):
+        pytest.skip("bitsandbytes is not installed: pip install 'zotune[quant]'")
     shutil.copy(movies / "train.jsonl", tmp_path)
     shutil.copy(movies / "eval.jsonl", tmp_path / "test.jsonl")
     words = ["--steps", "2", "--threads", "1", "--model", str(tiny("deep")), "--data", str(tmp_path)]

@@ -12,8 +12,11 @@ import torch
 WORDS = "a the film plot cast is was it good bad dull great terrible fine warm mess script and but so very not".split()
 
 
-def save_tiny(family: str, folder: Path) -> None:
-    """A random model of a few thousand weights (llama, deep, gpt2, bert, t5) and its tokenizer, in `folder`."""
+def save_tiny(family: str, folder: Path, **other: int) -> None:
+    """A random model of a few thousand weights (llama, deep, gpt2, bert, t5) and its tokenizer, in `folder`.
+
+    `other`: sizes of a llama in place of the usual ones.
+    """
     import transformers as hf
 
     from zotune.load import quiet
@@ -22,6 +25,7 @@ def save_tiny(family: str, folder: Path) -> None:
     sizes = {
         "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2,
         "num_hidden_layers": 8 if family == "deep" else 3, "max_position_embeddings": 64,
+        **other,
     }  # fmt: skip
     with torch.random.fork_rng():
         if family in ("llama", "deep"):

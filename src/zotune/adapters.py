@@ -9,7 +9,10 @@ from torch import nn
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
 from zotune.head import untie
+from zotune.quantised.bank import add_bank, to_peft
+from zotune.quantised.scales import add_scales, settle_scales
 from zotune.run import RunPaths
+from zotune.sensitive import add_sensitive, settle_sensitive
 from zotune.virtual_tokens import add_prefix, add_prompt, peft_quiet, read_start
 
 
@@ -23,7 +26,7 @@ def added_by(scope: str) -> str | None:
 
 def is_adapter(scope: str) -> bool:
     """Whether what is trained lies beside the model's own weights, as a PEFT adapter."""
-    return added_by(scope) in ("lora", "prefix", "prompt")
+    return added_by(scope) in ("lora", "prefix", "prompt", "bank")
 
 
 def can_merge(scope: str) -> bool:
@@ -35,6 +38,11 @@ def add_for_scope(model: nn.Module, config: TrainConfig) -> nn.Module:
     """`model` with what `config.scope` adds. Its first values depend on the seed alone. Raises ConfigError."""
     name = added_by(config.scope)
     return model if name is None else ADD[name](model, config)
+
+
+def for_others(model: nn.Module) -> nn.Module:
+    """What other tools can read: the trained model without modules of zotune's own, in place."""
+    return to_peft(settle_scales(settle_sensitive(model)))
 
 
 def _lora(model: nn.Module, config: TrainConfig) -> nn.Module:
@@ -71,6 +79,20 @@ def _prompt(model: nn.Module, config: TrainConfig) -> nn.Module:
     return add_prompt(model, config.prefix_tokens, config.seed)
 
 
+def _bank(model: nn.Module, config: TrainConfig) -> nn.Module:
+    return add_bank(model, config.bank_rank)
+
+
+def _sensitive(model: nn.Module, config: TrainConfig) -> nn.Module:
+    if config.sensitive is None:
+        raise ConfigError("scope sensitive needs a mask. Remedy: --sensitive FILE, made by `zotune sensitive`.")
+    return add_sensitive(model, config.sensitive)
+
+
+def _scales(model: nn.Module, config: TrainConfig) -> nn.Module:
+    return add_scales(model)
+
+
 def _head(model: nn.Module, config: TrainConfig) -> nn.Module:
     return untie(model)
 
@@ -80,4 +102,7 @@ ADD: Mapping[str, Callable[[nn.Module, TrainConfig], nn.Module]] = {
     "prefix": _prefix,
     "prompt": _prompt,
     "head": _head,
+    "scales": _scales,
+    "bank": _bank,
+    "sensitive": _sensitive,
 }

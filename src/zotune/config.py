@@ -24,9 +24,9 @@ NEVER_FROM_FILE = ("trust_remote_code", "allow_task_code")
 # Where things lie, what computes them and in how much memory: a run may be moved. All other options stay what the run
 # began with. rows_per_forward and eval_batch_size change the last bits of losses, nothing that they are losses of.
 PLACES = (
-    "model", "train", "eval", "data_dir", "output_dir", "device", "device_map", "offload", "threads", "parallel",
-    "check_every", "track", "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb", "rows_per_forward",
-    "eval_batch_size",
+    "model", "sensitive", "train", "eval", "data_dir", "output_dir", "device", "device_map", "offload", "threads",
+    "parallel", "check_every", "track", "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb",
+    "rows_per_forward", "eval_batch_size",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
@@ -34,8 +34,8 @@ _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_
 
 # What recorded losses were measured with. A branch of a run may change all other options for its steps to come.
 FIXED = (
-    "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model", "prefix_tokens",
-    "queries", "scope", "seed", "weight_decay",
+    "bank_rank", "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model",
+    "prefix_tokens", "quantize", "queries", "scope", "seed", "weight_decay",
 )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ class TrainConfig:
     weight_decay: Annotated[float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0)] = 0.0
     scope: Annotated[
         str,
-        Opt("full, norms, biases, head, last:N, block:N, dominant, lora, prefix, prompt, regex:X."),
+        Opt("full, norms, last:N, head, lora, prefix, prompt, scales, bank, sensitive, regex:X, ..."),
     ] = "full"
     blocks: Annotated[
         str | None, Opt("What a step trains: cycle (block by block), random:SHARE, atoms (LoRA's). Default: all.")
@@ -109,6 +109,8 @@ class TrainConfig:
     lora_rank: Annotated[int, Opt("Rank of LoRA with --scope lora.", ge=1)] = 8
     lora_alpha: Annotated[float, Opt("Alpha of LoRA.", gt=0)] = 16.0
     lora_targets: Annotated[list[str] | None, Opt("Modules that get LoRA, comma separated.")] = None
+    sensitive: Annotated[Path | None, Opt("Mask of --scope sensitive, made by `zotune sensitive`.")] = None
+    bank_rank: Annotated[int, Opt("Most columns that --scope bank keeps per layer.", ge=1)] = 64
     prefix_tokens: Annotated[int, Opt("Virtual tokens with --scope prefix or prompt.", ge=1)] = 5
     steps: Annotated[int, Opt("Training steps.", ge=0, le=2**32 - 1)] = 1000
     batch_size: Annotated[int, Opt("Examples per step.", ge=1)] = 16
@@ -120,6 +122,10 @@ class TrainConfig:
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"], Opt("Type of the weights; auto: as stored.")
     ] = "float32"
+    quantize: Annotated[
+        Literal["int8", "int4", "nf4", "llm_int8"] | None,
+        Opt("Pack the linear layers: int8, int4 (torchao), nf4, llm_int8 (bitsandbytes)."),
+    ] = None
     device: Annotated[str, Opt("auto, cpu, cuda, cuda:1, ...")] = "auto"
     device_map: Annotated[
         Literal["auto", "balanced", "balanced_low_0", "sequential"] | None,
@@ -262,6 +268,7 @@ class TrainConfig:
             eval=self.eval and self.eval.resolve(),
             task=str(Path(self.task).resolve()) if self.task and Path(self.task).is_file() else self.task,
             data_dir=self.data_dir and self.data_dir.resolve(),
+            sensitive=self.sensitive and self.sensitive.resolve(),
             reward=None if self.reward is None else [_placed(name) for name in self.reward],
             metric=None if self.metric is None else _placed(self.metric),
             output_dir=self.output_dir.resolve(),

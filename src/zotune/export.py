@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zotune.adapters import can_merge, is_adapter
+from zotune.adapters import added_by, can_merge, for_others, is_adapter
 from zotune.aside import whole_folder
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
 from zotune.journal import read
 from zotune.load import load_to_replay, load_tokenizer, quiet
 from zotune.model_folder import refuse_filled
+from zotune.quantised.layers import packed_layers
 from zotune.resolve import config_of
 from zotune.revisit import replay_onto
 from zotune.run import RunPaths
@@ -57,6 +58,12 @@ def export(
         )
     refuse_filled(to, force)
     model, offload = load_to_replay(config)
+    beside = is_adapter(config.scope) or added_by(config.scope) == "sensitive"
+    if form == "merge" and beside and packed_layers(model):
+        remedy = "--adapter, which any loader puts on the same packed base" if is_adapter(config.scope) else "--delta"
+        raise ConfigError(
+            f"{paths.folder} trained numbers beside packed weights, which would round them away. Remedy: {remedy}."
+        )
     before = _copy_in_scope(paths, model) if form == "delta" else {}
     found = replay_onto(paths, model, watch, offload=offload)
 
@@ -81,7 +88,7 @@ def write_model(folder: Path, model: nn.Module, config: TrainConfig, merge: bool
 
     A model with adapters is written as the base model with them folded in; with merge=False the adapter alone.
     """
-    plain: Any = model
+    plain: Any = for_others(model)
     if merge and hasattr(model, "merge_and_unload"):
         plain = model.merge_and_unload()  # type: ignore[operator]
     with quiet():

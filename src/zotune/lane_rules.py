@@ -32,6 +32,7 @@ from zotune.lazy import (
     tensors_in,
     writes,
 )
+from zotune.quantised.bank import low_rank_term
 
 
 def _lane_values(value: Any, lanes: Lanes) -> list[Any]:
@@ -72,6 +73,19 @@ def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwarg
         flats = weight.slice(start, stop)
         for out, i, flat, b in zip(outputs, inputs, flats, biases, strict=True):
             out[..., first:last] = F.linear(i, flat.view(last - first, columns), None if b is None else b[first:last])
+    return y
+
+
+def _low_rank_term(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a bank's parameter adds: its low-rank terms alone, since its own number is zero."""
+    x, weight = args
+    lanes.split(x, "bank")
+    y: Tensor = x.new_zeros(*x.shape[:-1], weight.shape[0])
+    add, pending = adder(lanes, weight), weight.target.pending
+    if add is not None:
+        add(y, x, False)
+    elif pending is not None:  # at rest in this step
+        y += (x @ pending.v.to(x.dtype) * pending.scale) @ pending.u.to(x.dtype).t()
     return y
 
 
@@ -270,6 +284,7 @@ def _attention(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kw
 _T = torch.Tensor
 RULES: dict[Any, Rule] = {
     F.linear: _linear,
+    low_rank_term: _low_rank_term,
     F.embedding: _embedding,
     torch.addmm: _addmm,
     torch.cat: _cat,

@@ -24,6 +24,7 @@ from zotune.objective.from_shape import BUILD
 from zotune.objective.functions import Functions
 from zotune.objective.model_kind import Kind, model_kind
 from zotune.objective.options import Choice, OptionLikelihood
+from zotune.quantised.load import quantisation, settle
 from zotune.tasks import TASKS, find
 from zotune.tasks.base import Task
 from zotune.weights import aligned
@@ -65,16 +66,23 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
         )
     trust = config.trust_remote_code
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
-    with _explained(config.model, "model"), quiet():
+    device = device_of(config)
+    placed: dict[str, Any] = {"device_map": config.device_map}
+    if config.quantize is not None:
+        _refuse_beside_packed(config, group)
+        placed = quantisation(config.quantize, dtype, device)
+    with _explained(config.model, "model", config.quantize), quiet():
         _, auto = _architecture(config)
         loaded: tuple[nn.Module, dict[str, Any]] = auto.from_pretrained(
-            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, device_map=config.device_map
+            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, **placed
         )
     _refuse_random(config.model, sorted(loaded[1]["missing_keys"]))
     if config.device_map is not None:
         _refuse_away(loaded[0])
         return _aligned(add_for_scope(loaded[0].eval(), config)).eval()
-    model, device = add_for_scope(loaded[0].eval(), config), device_of(config)
+    model = add_for_scope(settle(loaded[0].eval(), config.quantize), config)
+    if config.quantize is not None:  # packed layers were loaded onto their device; some of them refuse to be moved
+        return model.eval()
     if sharded and group is not None:
         from zotune.distributed.sharded import shard
 
@@ -136,6 +144,16 @@ def stored(config: TrainConfig) -> tuple[int, set[str]]:
     return found, dtypes
 
 
+def _refuse_beside_packed(config: TrainConfig, group: Group | None) -> None:
+    """Raises ConfigError for what moves weights about, which packed layers do not stand."""
+    parallel = "parallel shard" if config.parallel == "shard" and group is not None else ""
+    other = [name for name in ("offload", "device_map") if getattr(config, name) is not None] + [parallel] * bool(
+        parallel
+    )
+    if other:
+        raise ConfigError(f"quantize and {other[0]} cannot be used together. Remedy: leave one of them out.")
+
+
 def _check_map(group: Group | None) -> None:
     """Raises UserError where a model cannot be spread over devices."""
     if find_spec("accelerate") is None:
@@ -177,6 +195,11 @@ def _refuse_outside(model: Path) -> None:
 
 def meta_model(config: TrainConfig) -> nn.Module:
     """The same model without its weights, on the meta device: names, shapes and dtypes. Raises as `load_model`."""
+    if config.quantize is not None:
+        raise ConfigError(
+            "packed layers have no shapes before they are packed, so such a run cannot be planned. "
+            "Remedy: leave --quantize out for an upper bound."
+        )
     with _explained(config.model, "model"), quiet(), torch.device("meta"):
         settings, auto = _architecture(config)
         stored = getattr(settings, "dtype", None) or torch.float32
@@ -281,7 +304,7 @@ def load_config(config: TrainConfig) -> Any:
 
 
 @contextmanager
-def _explained(model: str, what: str) -> Iterator[None]:
+def _explained(model: str, what: str, packed: str | None = None) -> Iterator[None]:
     try:
         yield
     except UserError:
@@ -289,6 +312,9 @@ def _explained(model: str, what: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "give a folder with a Hugging Face model, or a hub id while online."
+        if packed is not None and "conversion of the weights" in str(error):
+            reason = f"its linear layers cannot be packed as {packed} (a row of int4 is groups of 32)."
+            remedy = "--quantize int8 or nf4."
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is not run unasked."
             remedy = "read that code, then pass --trust-remote-code."

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
+from zotune.adapters import for_others
 from zotune.aside import whole_folder
 from zotune.errors import RunError
 from zotune.load import quiet
@@ -25,13 +26,15 @@ def refuse_filled(to: Path, force: bool) -> None:
 def save_folder(model: nn.Module, tokenizer: Any, to: str | os.PathLike[str], force: bool = False) -> Path:
     """Save model (a PEFT model: its adapter alone) and tokenizer to the folder `to`; with `force` it is replaced.
 
+    A model with modules of zotune's own loses them, in place (`zotune.adapters.for_others`).
+
     Written aside, synced and renamed: after a kill `to` is what it was before or the whole export. Raises RunError.
     """
     to = Path(to).absolute()
     refuse_filled(to, force)
     try:
         with whole_folder(to) as aside, quiet():
-            model.save_pretrained(aside)  # type: ignore[operator]
+            for_others(model).save_pretrained(aside)  # type: ignore[operator]
             tokenizer.save_pretrained(aside)
     except (OSError, SafetensorError) as error:  # the second is how the library reports a full disk
         reason = getattr(error, "strerror", None) or str(error)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zotune import kernels
 from zotune.diagnose import first_non_finite
 from zotune.direction import Direction, State, Target, add_up
-from zotune.distributed.sharded import is_part, no_gradient, own_part
+from zotune.distributed.sharded import is_part, no_gradient, own_part, put
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
 from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
@@ -119,6 +119,7 @@ class ZerothOrder(torch.optim.Optimizer):
         targets = self.perturber.targets()
         direction.prepare(targets if offload is None else offload.shown(targets))
         _check_folding(fold_every, direction, self.param_groups)
+        _check_banks(self.perturber, direction, self.param_groups, method, seed)
         self.fold_every = fold_every
         self.halve_eps, self.halvings = halve_eps, 0
         self.steps = 0  # steps taken
@@ -282,8 +283,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _compared(self) -> dict[str, Tensor]:
         """What must be equal in all processes between two steps."""
-        alike = {target.name: target.data for target in self.perturber.targets() if not is_part(target.data)}
-        return {**alike, **self.carried()}
+        return {**{name: t for name, t in self._named().items() if not is_part(t)}, **self.carried()}
 
     def _reduced(self) -> tuple[float, ...]:
         if self.estimator.per_example:
@@ -338,10 +338,13 @@ class ZerothOrder(torch.optim.Optimizer):
     def _update(self, target: Target, lr: float, weight_decay: float) -> None:
         active = any(self.direction.active(target, probe.key) for probe in self._last)
         change = self.rule.change(target, self.direction, self._last, lr) if active else None
+        banked = self.perturber.bank(target.name) is not None
+        if banked and active and change is None:
+            raise _no_bank(self.method, target.name)
         if change is None and (active or lr * weight_decay):
             probes = self._last if active else []
             self._write(target, self.steps, lambda block: self.rule.update(block, probes, lr, weight_decay))
-        elif change is not None and self.fold_every > 1:
+        elif change is not None and (self.fold_every > 1 or banked):
             self.perturber.pending[target.name] = (
                 change if target.pending is None else add_up([(target.pending, 1.0), (change, 1.0)])
             )
@@ -356,11 +359,16 @@ class ZerothOrder(torch.optim.Optimizer):
         self.fold_every = every
 
     def fold(self) -> None:
-        """Write the low-rank updates that are still pending into the weights. Nothing to do with `fold_every` 1."""
+        """Write the low-rank updates that are still pending into the weights (or banks)."""
         with torch.no_grad():
             for target in self.perturber.targets():
                 # Adding zero would still turn -0.0 into 0.0.
-                if target.pending is not None and bool(target.pending.u.any()):
+                if target.pending is None or not bool(target.pending.u.any()):
+                    continue
+                bank = self.perturber.bank(target.name)
+                if bank is not None:
+                    bank.append(target.pending)
+                else:
                     self._write(target, self.steps - 1, lambda block: decayed_sum(block, 0.0, 0.0))
         self.perturber.pending.clear()
 
@@ -379,11 +387,21 @@ class ZerothOrder(torch.optim.Optimizer):
             yield
 
     def weights(self) -> dict[str, Tensor]:
-        """The parameters in scope by name, to read and to write: pending updates are folded, blocks are settled."""
+        """What is trained by name, to read and to write: the parameters, and the factors of those kept in a bank.
+
+        Pending updates are folded, blocks that were away are settled.
+        """
         self.fold()
         if self.offload is not None:
             self.offload.settle()
-        return self.perturber.weights()
+        return self._named()
+
+    def _named(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, weight in self.perturber.weights().items():
+            bank = self.perturber.bank(name)
+            found |= {name: weight} if bank is None else bank.tensors(name)
+        return found
 
     def _write(self, target: Target, step: int, value: Callable[[Block], Tensor]) -> None:
         """Write `value` into the target: now, or when its block comes to the device."""
@@ -412,6 +430,17 @@ class ZerothOrder(torch.optim.Optimizer):
             )
         if flat.data_ptr() != weight.data_ptr():
             weight.copy_(flat.view(weight.shape))
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `weights` gave; of a sharded model each process takes its own part."""
+        self.weights()  # nothing may be waiting to be added to it
+        with torch.no_grad():
+            for name, weight in self.perturber.weights().items():
+                bank = self.perturber.bank(name)
+                if bank is not None:
+                    bank.take(name, dict(tensors))
+                else:
+                    put(weight, tensors[name])
 
     # --- what can be asked ---------------------------------------------------------------------------------------
 
@@ -513,6 +542,25 @@ def check_offload(method: str, direction: Direction, rule: Rule, parallel: Shari
             f"{method} learns from every step, so its updates cannot wait until their block comes to the device. "
             "Remedy: leave --offload out, or take a method without a state, such as mezo, sparse_mezo or lozo."
         )
+
+
+def _check_banks(
+    perturber: Perturber, direction: Direction, groups: Sequence[Mapping[str, Any]], method: str, seed: int
+) -> None:
+    """A bank holds what has factors at every step, and nothing else."""
+    banked = [target for target in perturber.targets() if perturber.bank(target.name) is not None]
+    if not banked:
+        return
+    if any(group["weight_decay"] for group in groups):
+        raise ConfigError("a bank's base is read-only, so it cannot decay. Remedy: no weight decay.")
+    if direction.reads_inputs or direction.everywhere().factors(banked[0], Key(seed, 0)) is None:
+        raise _no_bank(method, banked[0].name)
+
+
+def _no_bank(method: str, name: str) -> ConfigError:
+    return ConfigError(
+        f"{method} has no low-rank form for {name}, which is kept as factors. Remedy: --method lozo, or another scope."
+    )
 
 
 def _decay_groups(model: nn.Module, scope: str | Sequence[str], weight_decay: float) -> list[dict[str, Any]]:

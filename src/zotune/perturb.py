@@ -27,6 +27,7 @@ from zotune.lane_rules import RULES
 from zotune.lazy import Lanes, LaneUnsupported, Perturbed
 from zotune.machine import is_shortage
 from zotune.noise import Key
+from zotune.quantised.bank import Bank
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,11 @@ class Perturber:
     def weights(self) -> dict[str, Tensor]:
         """The parameters in scope by name, where they lie; what is pending is not in them."""
         return {name: self._parameter(name).detach() for name in self._sites}
+
+    def bank(self, name: str) -> Bank | None:
+        """Where the updates of a parameter are kept, if it has no memory of its own."""
+        module, _ = self._sites[name][0]
+        return module if isinstance(module, Bank) else None
 
     def _parameter(self, name: str) -> Tensor:
         if name in self.sharding:

@@ -2,8 +2,9 @@
 
 `full` every parameter that requires grad; `norms` and `biases` by the kind of module and name; `last:N` the last N
 blocks and what follows them; `block:N` block N alone, from 0; `head` the output head; `lora`, `prefix` and `prompt` the
-weights of such an adapter; `regex:PATTERN` a search in the names. `&` intersects: `norms&last:6`. `dominant` is one
-block too, which takes a forward to find (`zotune.dominant`).
+weights of such an adapter; `scales` those of packed layers; `bank` low-rank updates beside linear layers; `sensitive`
+the weights of a mask; `regex:PATTERN` a search in the names. `&` intersects: `norms&last:6`. `dominant` is one block
+too, which takes a forward to find (`zotune.dominant`).
 """
 
 from __future__ import annotations
@@ -14,22 +15,36 @@ from torch import Tensor, nn
 
 from zotune.errors import ConfigError
 from zotune.head import head_parameters
+from zotune.quantised.layers import packed_layers
 
 _NORM = re.compile(r"norm", re.IGNORECASE)
+# Parts that say where a parameter lies, and mean every weight there.
+_PLACES = ("full", "last", "block")
 
 
 def select(model: nn.Module, scope: str = "full") -> list[str]:
     """Canonical names of the parameters in `scope`, in the model's order. Raises ConfigError if there are none."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    chosen = set(named)
-    for part in scope.split("&"):
-        chosen &= _preset(model, named, part.strip())
+    chosen, parts = set(named), [part.strip() for part in scope.split("&")]
+    for part in parts:
+        chosen &= _preset(model, named, part)
+    if all(part.partition(":")[0] in _PLACES for part in parts):
+        _refuse_packed(model, scope)
     if not chosen:
         raise ConfigError(
             f"scope {scope!r} selects no trainable parameter of {len(named)}. Remedy: check requires_grad and the "
             f"names, such as {next(iter(named), 'none: every parameter is frozen')!r}."
         )
     return [name for name in named if name in chosen]
+
+
+def _refuse_packed(model: nn.Module, scope: str) -> None:
+    packed = packed_layers(model)
+    if packed:
+        raise ConfigError(
+            f"scope {scope!r} would leave out {len(packed)} linear layers whose weights are packed, such as "
+            f"{next(iter(packed))}. Remedy: --scope lora, bank, scales or norms, alone or as {scope}&lora."
+        )
 
 
 def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[str]:
@@ -44,6 +59,12 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
         return {name for name in named if "lora_" in name}
     if part in ("prefix", "prompt"):
         return {name for name in named if "prompt_encoder." in name}
+    if part == "bank":
+        return {name for name in named if name.rpartition(".")[2] == "bank_delta"}
+    if part == "sensitive":
+        return {name for name in named if name.rpartition(".")[2] == "sensitive_values"}
+    if part == "scales":
+        return {name for name in named if name.rpartition(".")[2] == "quant_scale"}
     if part == "head":
         return head_parameters(model) & set(named)
     if kind == "last" and argument.isdigit() and int(argument) > 0:
@@ -63,8 +84,8 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
             "zotune.dominant_layer gives, or that `zotune train --scope dominant` prints."
         )
     raise ConfigError(
-        f"unknown scope {part!r}. Remedy: full, norms, biases, head, last:N, block:N, dominant, lora, prefix, prompt "
-        "or regex:PATTERN, joined by '&'."
+        f"unknown scope {part!r}. Remedy: full, norms, biases, head, last:N, block:N, dominant, lora, prefix, prompt, "
+        "scales, bank, sensitive or regex:PATTERN, joined by '&'."
     )
 
 

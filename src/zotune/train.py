@@ -14,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from zotune.adapters import added_by
 from zotune.advice import Advisor, check_lr
 from zotune.config import PLACES, TrainConfig
-from zotune.distributed.sharded import gathered, put
+from zotune.distributed.sharded import gathered
 from zotune.errors import ConfigError, RunError
 from zotune.forecast import foreseen, said
 from zotune.journal import HashRecord, Journal, StepRecord
@@ -278,10 +277,9 @@ def _restore(session: Session, folder: Folder, most: int, hashes: dict[int, str]
         found = found if len(set(told)) == 1 else None
     if found is None:
         return
-    optimizer.steps, tensors, carried = found
-    with torch.no_grad():
-        for name, weight in optimizer.weights().items():
-            put(weight, tensors[name])
+    step, tensors, carried = found
+    optimizer.put(tensors)
+    optimizer.steps = step
     optimizer.carry(carried)
 
 

@@ -14,7 +14,7 @@ from zotune.cli.app import NAMES
 COMMANDS = [
     "data", "demo", "train", "resume", "eval", "replay", "log", "checkout", "undo", "branch", "verify", "diff",
     "methods", "plan", "report", "export", "ls", "cat", "init", "schema", "doctor", "tune", "compare",
-    "cp", "push", "pool",
+    "cp", "push", "pool", "sensitive",
 ]  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def test_methods(cli: Any) -> None:
     """The table with the promised keys."""
     rows = last(cli("methods", "--json"))
     promised = "mezo sparse_mezo lozo lozo_m loren agzo curvzo grzo fzoo aimzo hizoo meazo subzero zo_muon conmezo"
-    assert {row["name"] for row in rows} == {*promised.split(), "kerzoo", "es", "eggroll"}
+    assert {row["name"] for row in rows} == {*promised.split(), "kerzoo", "es", "eggroll", "qzo"}
     assert all(set(row) == {"name", "arxiv", "forwards_per_step", "state", "replayable"} for row in rows)
 
 

@@ -31,6 +31,7 @@ from zotune.cli import (
     report,
     resume,
     schema,
+    sensitive,
     train,
     tune,
     undo,
@@ -61,6 +62,7 @@ app.command("verify")(verify.command)
 app.command("diff")(diff.command)
 app.command("plan")(plan.command)
 app.command("pool")(pool.command)
+app.command("sensitive")(sensitive.command)
 app.command("tune")(tune.command)
 app.command("compare")(compare.command)
 app.command("report")(report.command)

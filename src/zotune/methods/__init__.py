@@ -22,6 +22,7 @@ from zotune.methods.lozo import LoZO
 from zotune.methods.lozo_m import LoZOM
 from zotune.methods.meazo import MEAZO
 from zotune.methods.mezo import MeZO
+from zotune.methods.qzo import QZO
 from zotune.methods.sparse_mezo import SparseMeZO
 from zotune.methods.subzero import SubZero
 from zotune.methods.zo_muon import ZOMuon
@@ -45,6 +46,7 @@ __all__ = [
     "METHODS",
     "MeZO",
     "Method",
+    "QZO",
     "SparseMeZO",
     "SubZero",
     "ZOMuon",
@@ -157,6 +159,7 @@ METHODS: dict[str, Method] = {
             True,
         ),
         Method("kerzoo", KerZOO, "2505.18886", "2 * queries", "none", True),
+        Method("qzo", QZO, "2505.13430", "2 * queries", "none", True),
     )
 }
 
