@@ -28,7 +28,7 @@ with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not insta
 @with_ray
 def test_a_killed_worker_is_replaced(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """SIGKILL to one of two workers: a third joins late and replays; the run ends with the bytes of one alone."""
-    busy = {"steps": 60, "micro_batch_size": 2, "snapshot_every": 20, "eval": None}
+    busy = {"steps": 100, "micro_batch_size": 2, "snapshot_every": 20, "eval": None}
     train(config(output_dir=tmp_path / "whole", **busy), Quiet())
     run, file, log = tmp_path / "run", tmp_path / "config.yaml", tmp_path / "log"
     file.write_text(config(output_dir=run, **busy).to_yaml())
@@ -41,9 +41,15 @@ def test_a_killed_worker_is_replaced(config: Callable[..., TrainConfig], tmp_pat
                 time.sleep(0.01)
             return [int(pid) for pid in found]
 
+        # A worker that is stopped holds a cell, so the run waits for the next one to join, however long that takes.
+        os.kill(joined(1)[0], signal.SIGSTOP)
         first, second = joined(2)
+        os.kill(first, signal.SIGCONT)
+        begun = (run / "journal.zoj").stat().st_size
+        while (run / "journal.zoj").stat().st_size < begun + 200:  # a few steps
+            time.sleep(0.001)
+        os.kill(second, signal.SIGSTOP)
         os.kill(first, signal.SIGKILL)
-        os.kill(second, signal.SIGSTOP)  # or it would do all that is left before the third is there
         joined(3)
         os.kill(second, signal.SIGCONT)
         output, _ = pool.communicate(timeout=200)

@@ -75,5 +75,7 @@ class RayCrew(Crew):
         self._with_gpu.discard(number)
 
     def close(self) -> None:
-        self._actors.clear()  # an actor without a reference ends
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        self._actors.clear()
         self._ray.shutdown()
