@@ -146,10 +146,8 @@ def stored(config: TrainConfig) -> tuple[int, set[str]]:
 
 def _refuse_beside_packed(config: TrainConfig, group: Group | None) -> None:
     """Raises ConfigError for what moves weights about, which packed layers do not stand."""
-    parallel = "parallel shard" if config.parallel == "shard" and group is not None else ""
-    other = [name for name in ("offload", "device_map") if getattr(config, name) is not None] + [parallel] * bool(
-        parallel
-    )
+    other = [name for name in ("offload", "device_map") if getattr(config, name) is not None]
+    other += ["parallel shard"] if config.parallel == "shard" and group is not None else []
     if other:
         raise ConfigError(f"quantize and {other[0]} cannot be used together. Remedy: leave one of them out.")
 

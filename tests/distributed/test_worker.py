@@ -29,7 +29,7 @@ def test_answers(config: Config) -> None:
     answer = content(worker.evaluate(encode(record), task_of(1, 1, 0, 2)), "worker")
     unit = units_of_step(len(session.units), session.units_per_step, settings.seed, 1)[1]
     points = session.optimizer.estimator.points(settings.seed, 1)
-    expected = session.optimizer.evaluator.losses(session.objective, session.batch(unit), points)
+    expected = session.optimizer.evaluator.losses(session.objective, session.batch(session.units[unit]), points)
     assert losses_of(answer) == expected.tolist()
 
 
