@@ -1,0 +1,76 @@
+"""Memory of zeroth-order and first-order training on the same model, rows and batches: each in a process of its own.
+
+    python bench/first_order.py [--rows zero-shot,mezo,adamw] [--steps 12] [--threads 2] [--folder FOLDER] [--json]
+
+SmolLM2-135M-Instruct and movie-review sentences, as in `zotune demo`; all weights or LoRA, float32, batches of 16. A few
+steps show what a step holds; how well each learns is in `bench/modes.py` and `bench/methods.py`, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import machine, write
+
+from zotune.comparison.compare import compare
+from zotune.comparison.rows import make_rows
+from zotune.config import TrainConfig
+from zotune.demo.assets import demo_data, demo_model
+from zotune.watch import Console
+
+ROWS = "zero-shot,mezo,sparse_mezo,lozo,mezo-lora,sgd,adamw,adamw-lora"
+TRAIN_ROWS, TEST_ROWS = 256, 32
+
+
+def config(folder: Path, **options: Any) -> TrainConfig:
+    """What all rows share; the sentences are written beside."""
+    data, files = demo_data(), {}
+    for name, source, rows in (("train", data.train, TRAIN_ROWS), ("eval", data.test, TEST_ROWS)):
+        files[name] = folder / f"{name}.jsonl"
+        kept = source.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
+        files[name].write_text("".join(kept), encoding="utf-8")
+    shared = {"template": "{{ text }} It was", "label_words": ["terrible", "great"], "batch_size": 16}
+    made = TrainConfig(model=str(demo_model()), output_dir=folder / "compared", **files, **shared, **options)
+    return made.absolute()
+
+
+def main() -> None:
+    """Measure, print, write results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=ROWS)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="keep the rows here; a stopped run goes on")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="zotune-first-order-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = config(folder, steps=options.steps, threads=options.threads)
+    found = compare(shared, make_rows(shared, options.rows.split(","), []), Console())["rows"]
+    failed = [row for row in found if "error" in row]
+    if failed:
+        raise SystemExit(f"{failed[0]['row']}: {failed[0]['error']}")
+    base = next(row["peak_memory_bytes"] for row in found if row["row"] == "zero-shot")
+    lines = ["# Memory beside first-order training", ""]
+    lines += [f"{key}: {value}  " for key, value in machine().items() if value is not None]
+    lines += [
+        "", f"SmolLM2-135M-Instruct (538 MB in float32), batches of 16 sentences, {options.steps} steps. Memory: the most "
+        "that the row's own process held, libraries (about 0.55 GB) and the loading of the model included. Seconds per step: "
+        "of a forward pass, or of forward and backward.", "",
+        "| | scope | peak MB | times inference | s per step |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in found:
+        peak = row["peak_memory_bytes"]
+        pace = "-" if not row.get("steps") else f"{row['seconds'] / row['steps']:.2f}"
+        lines.append(f"| {row['row']} | {row.get('scope') or '-'} | {peak / 1e6:.0f} | {peak / base:.2f} | {pace} |")
+    text = "\n".join(lines) + "\n"
+    write("first-order", {"machine": machine(), "steps": options.steps, "rows": found}, text)
+    print(json.dumps(found) if options.json else text)
+
+
+if __name__ == "__main__":
+    main()
