@@ -2,8 +2,8 @@
 
     python bench/first_order.py [--rows zero-shot,mezo,adamw] [--steps 12] [--threads 2] [--folder FOLDER] [--json]
 
-SmolLM2-135M-Instruct and movie-review sentences, as in `zotune demo`; all weights or LoRA, float32, batches of 16. A few
-steps show what a step holds; how well each learns is in `bench/modes.py` and `bench/methods.py`, not here.
+SmolLM2-135M-Instruct and movie-review sentences, as in `zotune demo`; all weights or LoRA, float32, batches of 16. A
+few steps show what a step holds; how well each learns is in `bench/modes.py` and `bench/methods.py`, not here.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def main() -> None:
     lines += [f"{key}: {value}  " for key, value in machine().items() if value is not None]
     lines += [
         "", f"SmolLM2-135M-Instruct (538 MB in float32), batches of 16 sentences, {options.steps} steps. Memory: the most "
-        "that the row's own process held, libraries (about 0.55 GB) and the loading of the model included. Seconds per step: "
-        "of a forward pass, or of forward and backward.", "",
+        "that the row's own process held, libraries (about 0.55 GB) and the loading of the model included. A step is two "
+        "forward passes, or (sgd, adamw) one and a backward pass.", "",
         "| | scope | peak MB | times inference | s per step |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for row in found:
