@@ -58,9 +58,9 @@ def main() -> None:
     lines = ["# Memory beside first-order training", ""]
     lines += [f"{key}: {value}  " for key, value in machine().items() if value is not None]
     lines += [
-        "", f"SmolLM2-135M-Instruct (538 MB in float32), batches of 16 sentences, {options.steps} steps. Memory: the most "
-        "that the row's own process held, libraries (about 0.55 GB) and the loading of the model included. A step is two "
-        "forward passes, or (sgd, adamw) one and a backward pass.", "",
+        "", "SmolLM2-135M-Instruct (538 MB in float32), batches of 16 sentences, "
+        f"{options.steps} steps. Memory: the most that the row's own process held, libraries (about 0.55 GB) and the "
+        "loading of the model included. A step is two forward passes, or (sgd, adamw) one and a backward pass.", "",
         "| | scope | peak MB | times inference | s per step |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for row in found:

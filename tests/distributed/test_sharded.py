@@ -64,8 +64,12 @@ def test_sharded_models_end_with_the_bits_of_whole_ones(shards: Shards) -> None:
 
 @pytest.mark.slow
 def test_every_method_on_a_sharded_model(shards: Shards) -> None:
-    """Each row of the method table: the bits of a whole model, or a refusal before the first step."""
-    found = shards("methods", {name: (2 + number % 2, name, "float32", {}) for number, name in enumerate(METHODS)})
+    """Each row of the method table: the bits of a whole model, or a refusal before the first step.
+
+    QZO is left out: it trains the scales of packed layers, which are not sharded.
+    """
+    names = [name for name in METHODS if name != "qzo"]
+    found = shards("methods", {name: (2 + number % 2, name, "float32", {}) for number, name in enumerate(names)})
     assert {name for name, one in found.items() if one["errors"]} == WHOLE
     assert {name for name, one in found.items() if not one["same"]} == WHOLE
 
