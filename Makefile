@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all check format bench docs clean
+.PHONY: help demo test test-quant test-all check format bench docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/'
@@ -17,6 +17,9 @@ demo: $(VENV)/.installed-demo  ## train a small real model on the CPU
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-quant: $(VENV)/.installed-dev $(VENV)/.installed-quant  ## the tests of packed bases, with their libraries
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/quantised tests/test_sensitive.py tests/test_examples.py
 
 test-all: $(VENV)/.installed-dev  ## run the slow tests too, and the GPU tests where there is a GPU
 	$(BIN)/python -m pytest -n auto --dist worksteal -m ""
