@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -153,3 +154,13 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"No space left.*Remedy"):
         publish(tmp_path / "out", fill)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_model_is_exported_without_peft(
+    config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What trained no adapter needs no library of adapters."""
+    settings = config(scope="norms", steps=1)
+    train(settings, Quiet())
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert export(settings.output_dir, tmp_path / "out", Quiet())["form"] == "merge"

@@ -123,13 +123,15 @@ def banks(model: nn.Module) -> dict[str, Bank]:
 
 def to_peft(model: nn.Module) -> nn.Module:
     """A model with banks as a PEFT model of its base, in place: each bank a LoRA of its rank and of scale 1."""
-    from peft import LoraConfig, get_peft_model
-
+    found = banks(model)
+    if not found:  # before PEFT is asked for, which most models do not need
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ConfigError("a bank is exported as a PEFT adapter. Remedy: pip install 'zotune[peft]'.") from None
     from zotune.virtual_tokens import peft_quiet
 
-    found = banks(model)
-    if not found:
-        return model
     for name, bank in found.items():
         model.set_submodule(name, bank.base)
     # A layer that nothing was learned for gets the smallest adapter there is, of zeros.
