@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,9 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> dict[str, An
     if done.returncode:
         raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}")
     said = [line for line in done.stdout.splitlines() if line.strip()]
-    return {"command": command, "seconds": seconds, "lines": len(said), "end": said[-1] if said else ""}
+    # Folders of this machine are nobody else's business.
+    end = re.sub(r"/\S*/", ".../", said[-1]) if said else ""
+    return {"command": command, "seconds": seconds, "lines": len(said), "end": end}
 
 
 def rows(folder: Path, clone: Path) -> None:
@@ -111,9 +114,8 @@ def main() -> None:
         "",
     ]
     lines += ["| for | command | seconds | last line |", "|---|---|---|---|"]
-    home_text, model_text = str(place), environment["MODEL"]
     for row in found:
-        end = row["end"].replace(model_text, "$MODEL").replace(home_text, "...").replace("|", "/")[:150]
+        end = row["end"].replace("|", "/")[:150]
         lines.append(f"| {row['for']} | `{row['command'].replace('|', '/')}` | {row['seconds']:.1f} | {end} |")
     lines += ["", f"In all {total / 60:.1f} minutes."]
     text = "\n".join(lines) + "\n"
