@@ -171,3 +171,16 @@ def test_import_is_light() -> None:
         "assert not {'torch', 'transformers', 'pydantic', 'yaml', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_portable_names_no_folder(tmp_path: Path) -> None:
+    """Files and model folders by their names alone; a hub id and a task's name stay as they are."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "t.jsonl").write_text("")
+    here = TrainConfig(
+        model=str(tmp_path / "model"), train=tmp_path / "t.jsonl", output_dir=tmp_path / "out"
+    ).portable()
+    assert (here["model"], here["train"], here["eval"]) == ("model", "t.jsonl", None)
+    assert str(tmp_path) not in str(here) and not {"output_dir", "trust_remote_code"} & set(here)
+    hub = TrainConfig(model="org/name", task="sst2", output_dir=tmp_path).portable()
+    assert (hub["model"], hub["task"]) == ("org/name", "sst2")

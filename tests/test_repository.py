@@ -26,7 +26,7 @@ UNSAFE_CALLS = {
 }  # fmt: skip
 # Put together from parts, so that this file does not contain what it forbids.
 MACHINE_PATH = re.compile(r"(?<![\w.~}-])/(?:" + "|".join(("work", "root", "tmp", "home", "Users")) + r")/")
-TEXT_FOLDERS = (".ci", "bench", "docs", "recipes", "src", "tests")
+TEXT_FOLDERS = (".ci", "bench", "docs", "examples", "recipes", "src", "tests")
 BINARY = {".gguf", ".gz", ".npy", ".png", ".pyc", ".safetensors", ".zoj"}
 
 
@@ -102,6 +102,15 @@ def test_text_names_no_path_of_a_machine(path: Path) -> None:
     """No file names an absolute path that exists on its author's machine only."""
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [f"{number}: {line}" for number, line in enumerate(lines, 1) if MACHINE_PATH.search(line)] == []
+
+
+def test_nothing_else_is_kept() -> None:
+    """Folders that a run or a test left behind are not part of the project."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    folders = {name.partition("/")[0] for name in listed.stdout.splitlines() if "/" in name}
+    assert folders <= set(TEXT_FOLDERS)
 
 
 def test_changelog_has_an_unreleased_section() -> None:

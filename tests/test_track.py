@@ -99,3 +99,5 @@ def test_tensorboard_files(config: Config, tmp_path: Path) -> None:
     files = list((settings.output_dir / "track").rglob("events.*"))
     assert files and any(b"train/loss" in path.read_bytes() for path in files)
     assert "track" not in settings.course()
+    said = (path.read_text() for path in (settings.output_dir / "track").rglob("hparams.yml"))
+    assert all("train: train.jsonl" in text and str(tmp_path) not in text for text in said)

@@ -251,6 +251,15 @@ class TrainConfig:
         values["reward"] = None if self.reward is None else [_unplaced(name) for name in self.reward]
         return values | {"metric": None if self.metric is None else _unplaced(self.metric)}
 
+    def portable(self) -> dict[str, Any]:
+        """The course, and files by their names alone: folders of this machine help nobody else, and may be private."""
+        values = self.course()
+        for name in ("model", "task", "train", "eval", "sensitive"):
+            value = getattr(self, name)
+            here = isinstance(value, Path) or (value is not None and Path(value).exists())
+            values[name] = Path(value).name if here else value
+        return values
+
     def to_yaml(self) -> str:
         """All options as YAML that `read_file` takes again. What no file may set is left out."""
         from zotune.yaml12 import dump

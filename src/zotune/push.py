@@ -20,6 +20,7 @@ from zotune.journal import read as read_journal
 from zotune.resolve import config_of
 from zotune.run import RunPaths
 from zotune.watch import Watch
+from zotune.yaml12 import dump
 
 Content = Literal["merge", "adapter", "delta", "journal"]
 FOLDER = "zotune"
@@ -73,7 +74,9 @@ def _fill(
     copy(paths.folder, folder / FOLDER, snapshots=False)
     own = RunPaths(folder / FOLDER)
     own.timing.unlink(missing_ok=True)
-    own.config.write_text(_portable(config), encoding="utf-8")
+    own.config.write_text(dump(config.portable() | {"output_dir": FOLDER}), encoding="utf-8")
+    if config.sensitive is not None:
+        shutil.copyfile(config.sensitive, folder / FOLDER / config.sensitive.name)
     (folder / "README.md").write_text(card(paths, config, repo, content), encoding="utf-8")
     return {"repo": repo, "content": content}
 
@@ -104,6 +107,7 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
         "```sh", f"hf download {repo} --include '{FOLDER}/*' --local-dir {repo.rpartition('/')[2]}",
         f"zotune replay {repo.rpartition('/')[2]}/{FOLDER} --verify --to weights", "```", "",
         *([f"`model:` in `{FOLDER}/config.yaml` must name the folder of the base model.", ""] if local else []),
+        *(["`sensitive:` there must name the mask, which lies beside it.", ""] if config.sensitive else []),
         f"- hash of the base weights: `{header['base_sha256']}`",
         f"- hash of the trained weights: `{hash_at(records, steps) or 'not recorded: the run is not finished'}`",
         f"- zotune {header['zotune']}, torch {header['torch']}",
@@ -125,21 +129,6 @@ def _results(paths: RunPaths) -> list[str]:
     ]
     lines += [f"| {key} | {rows[0]['eval'][key]:.4g} | {rows[-1]['eval'].get(key) or 0:.4g} |" for key in keys]
     return [*lines, ""]
-
-
-def _portable(config: TrainConfig) -> str:
-    """The config without the folders of this machine: they help nobody else, and may tell what is private."""
-    from zotune.yaml12 import dump
-
-    values = config.course() | {"output_dir": FOLDER, "model": config.model}
-    if Path(config.model).is_dir():
-        values["model"] = Path(config.model).name
-    for name in ("train", "eval"):
-        path = getattr(config, name)
-        values[name] = None if path is None else path.name
-    if values.get("task"):
-        values["task"] = Path(str(values["task"])).name
-    return dump(values)
 
 
 def _copied(folder: Path, to: Path) -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, final
 
-from zotune.config import NEVER_FROM_FILE, TrainConfig
+from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
 from zotune.resolve import config_of
 from zotune.run import RunPaths
@@ -101,7 +100,7 @@ def _open(name: str, config: TrainConfig) -> Any:
             tracker = kind("zotune")
         if hasattr(tracker, "start"):  # newer versions of accelerate begin here, older ones in the constructor
             tracker.start()
-        tracker.store_init_configuration(_plain(config.as_dict()))
+        tracker.store_init_configuration(_plain(config.portable()))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"track: {name} cannot be started: {reason}. Remedy: check its own settings.") from None
@@ -113,9 +112,9 @@ def _names(trackers: Sequence[Any]) -> set[str]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that every tracker takes: numbers and texts; paths of this machine stay here."""
+    """Values that every tracker takes: numbers and texts."""
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in values.items()
-        if value is not None and not isinstance(value, Path) and key not in NEVER_FROM_FILE
+        if value is not None
     }
