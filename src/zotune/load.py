@@ -18,6 +18,7 @@ from zotune.adapters import add_for_scope, added_by
 from zotune.config import TrainConfig
 from zotune.data.source import Source
 from zotune.errors import ConfigError, UserError
+from zotune.mapped import clean_mappings, release
 from zotune.objective.base import Objective
 from zotune.objective.from_config import decided, find_functions, generated
 from zotune.objective.from_shape import BUILD
@@ -174,8 +175,12 @@ def _refuse_away(model: nn.Module) -> None:
 
 
 def _aligned(model: nn.Module) -> nn.Module:
+    mappings = clean_mappings()
     for parameter in model.parameters():
-        parameter.data = aligned(parameter.data)
+        loaded = parameter.data
+        parameter.data = aligned(loaded)
+        if parameter.data_ptr() != loaded.data_ptr():
+            release(loaded, mappings)
     return model
 
 
