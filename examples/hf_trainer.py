@@ -8,13 +8,12 @@ sentences, which it fetches as `zotune demo` does. Needs accelerate, as transfor
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from sentences import arguments, folder_of, model_and_files
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, TrainingArguments
 
@@ -50,23 +49,10 @@ def accuracy(model: nn.Module, tokenizer: Any, examples: list[dict[str, list[int
 
 def main() -> None:
     """Train and say the accuracy before and after."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--model", help="folder or hub id; default: the demo's")
-    parser.add_argument("--data", type=Path, help="folder with train.jsonl and test.jsonl: text, label 0 or 1")
-    parser.add_argument("--output-dir", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, 240).parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.model is None or options.data is None:
-        from zotune.demo.assets import demo_data, demo_model
-
-        name, rows = options.model or str(demo_model()), demo_data()
-        train_file, test_file = rows.train, rows.test
-    else:
-        name, train_file, test_file = options.model, options.data / "train.jsonl", options.data / "test.jsonl"
+    name, train_file, test_file = model_and_files(options)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -77,7 +63,7 @@ def main() -> None:
     trainer = Trainer(  # was: transformers.Trainer
         model=model,
         args=TrainingArguments(
-            str(options.output_dir or tempfile.mkdtemp(prefix="zotune-hf-")),
+            str(folder_of(options)),
             max_steps=options.steps,
             per_device_train_batch_size=16,
             lr_scheduler_type="linear",

@@ -9,11 +9,10 @@ reads it, for the same packed base.
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
+
+from sentences import arguments, folder_of, head, model_and_files
 
 from zotune.config import TrainConfig
 from zotune.export import export
@@ -34,31 +33,15 @@ SETTINGS: dict[str, Any] = {
 
 def main() -> None:
     """Train, export the adapter, and say the accuracy before and after."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, 60)
     parser.add_argument("--quantize", default="nf4", help="nf4, or int8 and int4")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--model", help="folder or hub id; default: the demo's")
-    parser.add_argument("--data", type=Path, help="folder with train.jsonl and test.jsonl: text, label 0 or 1")
-    parser.add_argument("--output-dir", type=Path)
     options = parser.parse_args()
-    if options.model is None or options.data is None:
-        from zotune.demo.assets import demo_data, demo_model
-
-        model, rows = options.model or str(demo_model()), demo_data()
-        source = {"train": rows.train, "test": rows.test}
-    else:
-        model, source = options.model, {name: options.data / f"{name}.jsonl" for name in ("train", "test")}
-    folder = options.output_dir or Path(tempfile.mkdtemp(prefix="zotune-packed-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, count in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
-        lines = source[name].read_text(encoding="utf-8").splitlines()[:count]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model, train_file, test_file = model_and_files(options)
+    folder = folder_of(options)
     config = TrainConfig(
         model=model,
-        train=folder / "train.jsonl",
-        eval=folder / "test.jsonl",
+        train=head(train_file, folder / "train.jsonl", TRAIN_ROWS),
+        eval=head(test_file, folder / "test.jsonl", TEST_ROWS),
         quantize=options.quantize,
         steps=options.steps,
         seed=options.seed,

@@ -41,6 +41,7 @@ def test_example_runs(
     shutil.copy(movies / "eval.jsonl", tmp_path / "test.jsonl")
     words = ["--steps", "2", "--threads", "1", "--model", str(tiny("deep")), "--data", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [name, *words, "--output-dir", str(tmp_path / "out")])
+    monkeypatch.syspath_prepend(repository / "examples")  # as python does for a script: they share sentences.py
     threads = torch.get_num_threads()
     try:
         runpy.run_path(str(repository / "examples" / f"{name}.py"), run_name="__main__")
