@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from zotune.config import TrainConfig
 from zotune.durable import sync_file
 from zotune.errors import ConfigError, RunError
-from zotune.quantised.layers import codes_of, is_packed
+from zotune.quantised.layers import Around, codes_of, is_packed
 from zotune.watch import Watch
 
 PARAMETER = "sensitive_values"
@@ -38,26 +38,16 @@ _BLOCK = 1 << 22
 
 
 @final
-class Sensitive(nn.Module):
+class Sensitive(Around):
     """`base(x) + x D'`: D (rows, columns) holds `sensitive_values` (k,) at the places `index` (k,) int32."""
 
     index: Tensor
 
     def __init__(self, base: Any, index: Tensor, start: Tensor) -> None:
-        super().__init__()
-        self.base, self.columns = base, int(base.in_features)
+        super().__init__(base)
+        self.columns = int(base.in_features)
         self.register_buffer("index", index.to(base.weight.device))
         self.sensitive_values = nn.Parameter(start.to(base.weight.device, torch.float32))
-
-    @property
-    def weight(self) -> Any:
-        """The weight of the base: some models ask for its dtype or device."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Any:
-        """The bias of the base."""
-        return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)

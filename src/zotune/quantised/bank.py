@@ -21,7 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from zotune.direction import Factors
 from zotune.errors import ConfigError
-from zotune.quantised.layers import packed_layers
+from zotune.quantised.layers import Around, packed_layers
 
 PARAMETER = "bank_delta"
 
@@ -35,7 +35,7 @@ def low_rank_term(x: Tensor, delta: Tensor) -> Tensor:
 
 
 @final
-class Bank(nn.Module):
+class Bank(Around):
     """`base(x) + (x v) u'`; `u`, `v` and `lost` are buffers. `dtype` is that of the activations."""
 
     u: Tensor
@@ -43,23 +43,13 @@ class Bank(nn.Module):
     lost: Tensor
 
     def __init__(self, base: Any, dtype: torch.dtype, most: int) -> None:
-        super().__init__()
-        self.base, self.most = base, most
+        super().__init__(base)
+        self.most = most
         rows, columns, device = base.out_features, base.in_features, base.weight.device
         self.bank_delta = nn.Parameter(torch.zeros((), dtype=dtype, device=device).expand(rows, columns))
         self.register_buffer("u", torch.zeros(rows, 0, device=device))
         self.register_buffer("v", torch.zeros(columns, 0, device=device))
         self.register_buffer("lost", torch.zeros((), dtype=torch.float64, device=device))
-
-    @property
-    def weight(self) -> Any:
-        """The weight of the base: some models ask for its dtype or device."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Any:
-        """The bias of the base."""
-        return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)

@@ -28,6 +28,28 @@ def is_packed(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and type(weight).__module__.partition(".")[0] in ("torchao", "bitsandbytes")
 
 
+class Around(nn.Module, ABC):
+    """A module that stands around a linear layer, `base`, packed or not, and answers as it does."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = base
+
+    @property
+    def weight(self) -> Any:
+        """The weight of the base: some models ask for its dtype or device."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Any:
+        """The bias of the base."""
+        return self.base.bias
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., columns) to (..., rows)."""
+
+
 class Codes(ABC):
     """The codes and scales of one packed layer of `rows` outputs and `columns` inputs. Made by `codes_of`."""
 

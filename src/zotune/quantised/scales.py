@@ -12,14 +12,14 @@ CPU products unpack whole layers.
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from zotune.errors import ConfigError
-from zotune.quantised.layers import codes_of, packed_layers
+from zotune.quantised.layers import Around, codes_of, packed_layers
 
 # Elements of a weight that are unpacked at one time.
 _BLOCK = 1 << 20
@@ -27,24 +27,13 @@ PARAMETER = "quant_scale"
 
 
 @final
-class ScaledLinear(nn.Module):
+class ScaledLinear(Around):
     """A packed linear layer whose scales, `quant_scale` (rows, groups) float32, can be trained."""
 
     def __init__(self, base: nn.Module, name: str) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self._codes = codes_of(name, base)
         self.quant_scale = nn.Parameter(self._codes.scale())
-
-    @property
-    def weight(self) -> Any:
-        """The packed weight: some models ask for its dtype or device."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Any:
-        """The bias of the packed layer."""
-        return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
         codes, scale = self._codes, self.quant_scale
@@ -62,7 +51,7 @@ class ScaledLinear(nn.Module):
         """The packed layer with the trained scales as its own."""
         with torch.no_grad():
             self._codes.put(self.quant_scale.detach())
-        return self.base
+        return self.base  # type: ignore[no-any-return]
 
 
 def _gained(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
