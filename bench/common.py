@@ -48,6 +48,20 @@ def smollm2() -> nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32).eval()
 
 
+def sentences_config(folder: Path, train_rows: int, test_rows: int, **options: Any) -> Any:
+    """The demo's model and so many of its sentences, written into `folder`, with `zotune demo`'s prompt."""
+    from zotune.config import TrainConfig
+    from zotune.demo.assets import demo_data, demo_model
+
+    data, files = demo_data(), {}
+    for name, source, rows in (("train", data.train, train_rows), ("eval", data.test, test_rows)):
+        files[name] = folder / f"{name}.jsonl"
+        kept = source.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
+        files[name].write_text("".join(kept), encoding="utf-8")
+    prompt = {"template": "{{ text }} It was", "label_words": ["terrible", "great"]}
+    return TrainConfig(model=str(demo_model()), output_dir=folder / "compared", **files, **prompt, **options).absolute()
+
+
 def opt(layers: int, width: int, heads: int) -> nn.Module:
     """A random model of an OPT shape. It is cached as a folder: building it takes more memory than running it."""
     from zotune.demo.cache import cache_folder

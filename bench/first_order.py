@@ -12,30 +12,15 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from common import machine, write
+from common import machine, sentences_config, write
 
 from zotune.comparison.compare import compare
 from zotune.comparison.rows import make_rows
-from zotune.config import TrainConfig
-from zotune.demo.assets import demo_data, demo_model
 from zotune.watch import Console
 
 ROWS = "zero-shot,mezo,sparse_mezo,lozo,mezo-lora,sgd,adamw,adamw-lora"
 TRAIN_ROWS, TEST_ROWS = 256, 32
-
-
-def config(folder: Path, **options: Any) -> TrainConfig:
-    """What all rows share; the sentences are written beside."""
-    data, files = demo_data(), {}
-    for name, source, rows in (("train", data.train, TRAIN_ROWS), ("eval", data.test, TEST_ROWS)):
-        files[name] = folder / f"{name}.jsonl"
-        kept = source.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
-        files[name].write_text("".join(kept), encoding="utf-8")
-    shared = {"template": "{{ text }} It was", "label_words": ["terrible", "great"], "batch_size": 16}
-    made = TrainConfig(model=str(demo_model()), output_dir=folder / "compared", **files, **shared, **options)
-    return made.absolute()
 
 
 def main() -> None:
@@ -49,7 +34,9 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="zotune-first-order-"))
     folder.mkdir(parents=True, exist_ok=True)
-    shared = config(folder, steps=options.steps, threads=options.threads)
+    shared = sentences_config(
+        folder, TRAIN_ROWS, TEST_ROWS, batch_size=16, steps=options.steps, threads=options.threads
+    )
     found = compare(shared, make_rows(shared, options.rows.split(","), []), Console())["rows"]
     failed = [row for row in found if "error" in row]
     if failed:

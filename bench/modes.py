@@ -16,21 +16,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import machine, write
+from common import machine, sentences_config, write
 
 from zotune.comparison.compare import compare
 from zotune.comparison.rows import make_rows
 from zotune.comparison.table import NOTE, lines
-from zotune.config import TrainConfig
-from zotune.demo.assets import demo_data, demo_model
 from zotune.export import export
 from zotune.revisit import replay
 from zotune.watch import Console, Quiet
 
 TRAIN_ROWS, TEST_ROWS, GRADIENT_STEPS = 512, 200, 48
 COMMON: dict[str, Any] = {
-    "template": "{{ text }} It was",
-    "label_words": ["terrible", "great"],
     "method": "mezo",
     "batch_size": 8,
     "lr_schedule": "linear",
@@ -49,21 +45,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def config(folder: Path, **options: Any) -> TrainConfig:
-    """What all rows share; the sentences are written beside."""
-    data, files = demo_data(), {}
-    for name, source, rows in (("train", data.train, TRAIN_ROWS), ("eval", data.test, TEST_ROWS)):
-        files[name] = folder / f"{name}.jsonl"
-        kept = source.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
-        files[name].write_text("".join(kept), encoding="utf-8")
-    made = TrainConfig(model=str(demo_model()), output_dir=folder / "compared", **files, **{**COMMON, **options})
-    return made.absolute()
-
-
 def measured(folder: Path, names: list[str], steps: int, threads: int) -> list[dict[str, Any]]:
     """The rows, those of MeZO with what a replay and an export of their run give."""
     settings = [f"{row}.{key}={value}" for row in names for key, value in SETTINGS.get(row, {}).items()]
-    shared = config(folder, steps=steps, threads=threads)
+    shared = sentences_config(folder, TRAIN_ROWS, TEST_ROWS, steps=steps, threads=threads, **COMMON)
     found = compare(shared, make_rows(shared, names, settings), Console())["rows"]
     for row in found:
         run = shared.output_dir / "runs" / row["row"]

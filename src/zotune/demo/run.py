@@ -8,14 +8,13 @@ on the dev split (docs/log.md), the accuracy is of the test split.
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from zotune.config import TrainConfig
 from zotune.demo.assets import demo_data, demo_model
+from zotune.machine import peak_memory_bytes
 from zotune.revisit import replay
 from zotune.train import train
 from zotune.watch import Watch
@@ -84,12 +83,6 @@ def demo(
     }
     watch.say(_story(result))
     return result
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _head(source: Path, to: Path, rows: int) -> Path:
