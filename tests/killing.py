@@ -175,15 +175,15 @@ def in_the_middle_of_a_parameter(count: int) -> Patch:
     """Die when half of a parameter's elements have their new value and the others the old one."""
 
     def patch() -> None:
-        from zotune import optimizer
+        from zotune import writing
 
         inner, seen = ZerothOrder._update, [0]
 
         def outer(self: ZerothOrder, target: Any, *rest: Any) -> None:
             seen[0] += 1
             if seen[0] == count:
-                optimizer._CHUNK = max(1, target.data.numel() // 2)
-                on_call(type(optimizer.store_for(target.data.dtype)), "write", 2)()
+                writing._CHUNK = max(1, target.data.numel() // 2)
+                on_call(type(writing.store_for(target.data.dtype)), "write", 2)()
             inner(self, target, *rest)
 
         ZerothOrder._update = outer  # type: ignore[method-assign]
@@ -237,7 +237,7 @@ POINTS: dict[str, Patch] = {
     "between a snapshot and its hash": on_call(Journal, "append", 2, when=is_hash),
     "before the last hash": on_call(Journal, "append", 4, when=is_hash),
     "after the last hash": on_call(Journal, "append", 4, before=False, when=is_hash),
-    "before the result": on_call(train, "_before_and_after", 1),
+    "before the result": on_call(train, "before_and_after", 1),
 }
 
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from zotune.direction import Target
 from zotune.estimate import Point
+from zotune.evaluator import spread_out
 from zotune.methods import METHODS, accepts
 from zotune.optimizer import ZerothOrder
-from zotune.perturb import spread_out
 from zotune.records import StepRecord
 
 VOCAB = 40
@@ -341,3 +341,25 @@ def flat(model: nn.Module) -> Tensor:
 def target_of(optimizer: ZerothOrder, name: str) -> Target:
     """The target of one parameter."""
     return next(target for target in optimizer.perturber.targets() if target.name == name)
+
+
+def squares(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The mean square of each example's outputs, (B,)."""
+    output: Tensor = model(batch["x"])
+    return output.flatten(1).square().mean(1)
+
+
+def inputs(rows: int, *shape: int, seed: int = 3) -> dict[str, Tensor]:
+    """A batch of so many examples of one shape."""
+    return {"x": normals((rows, *shape), seed)}
+
+
+def against_copies(optimizer: Any, objective: Any, batch: Any, tolerance: float = 1e-5) -> None:
+    """The losses of the points of step 0 equal those of explicitly perturbed copies."""
+    points = optimizer.estimator.points(0, 0)
+    found = optimizer.evaluator.losses(objective, batch, points)
+    with torch.inference_mode():
+        for row, own in enumerate(own_points(points, found.shape[1])):
+            losses = {p: objective(displaced(optimizer, p), batch).double().reshape(-1) for p in dict.fromkeys(own)}
+            copies = torch.stack([losses[p][example] for example, p in enumerate(own)])
+            assert float((found[row] - copies).abs().max()) <= tolerance

@@ -15,7 +15,6 @@ from tests.models import (
     batch_for,
     flat,
     forwards_of,
-    given,
     loss,
     normals,
     of,
@@ -31,13 +30,10 @@ from tests.models import (
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from zotune import kernels
-from zotune import optimizer as module
-from zotune.errors import ConfigError, NonFiniteLoss, UserError
+from zotune.errors import NonFiniteLoss, UserError
 from zotune.estimate import Point
-from zotune.noise import Key, Purpose, noise
+from zotune.evaluator import spread_out
 from zotune.optimizer import ZerothOrder
-from zotune.perturb import spread_out
 from zotune.records import StepRecord
 
 one_thread = models.one_thread
@@ -47,11 +43,6 @@ halves = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.
 
 def start(dtype: torch.dtype = torch.float64) -> Weights:
     return Weights(a=normals((6, 5), 2, dtype), b=normals(7, 1, dtype))
-
-
-def some_losses(optimizer: Any) -> tuple[float, ...]:
-    """Losses of a step, one for each of its points, that differ."""
-    return tuple(1 / (1 + 3 * index) for index in range(len(optimizer.estimator.points(0, 0))))
 
 
 def bowl(theta: Tensor) -> Tensor:
@@ -155,97 +146,6 @@ def test_within_is_entered_around_every_forward() -> None:
     seen.clear()
     train("mezo", model).estimate(lambda: bowl(model()), within=within)
     assert seen == [1, -1, 1, -1]
-
-
-# --- the update ------------------------------------------------------------------------------------------------------
-
-
-def test_groups_have_their_own_lr_and_decay() -> None:
-    """Two groups move by -lr_i coef z and decay by lr_i wd_i; parameters in no group stay."""
-    model = Weights(a=normals((6, 5), 2, torch.float64), b=normals(7, 1, torch.float64), c=normals(3, 4, torch.float64))
-    before = weights(model)
-    groups = [{"params": [model.b], "lr": 0.1}, {"params": [model.a], "lr": 0.01, "weight_decay": 0.5}]
-    optimizer = train("mezo", model, lr=9.0, params=groups, coverage=False)
-    assert optimizer.names == ["b", "a"]
-    records: list[StepRecord] = []
-    optimizer.record = records.append
-    optimizer.step(of(lambda theta: theta.square().sum()), {})
-    coef = optimizer.probes[0].coef
-    z = {name: noise("gaussian", Key(0, 0), name, 0, before[name].numel()).double() for name in ("a", "b")}
-    expected = {"a": (1 - 0.005) * before["a"].flatten() - 0.01 * coef * z["a"], "b": before["b"] - 0.1 * coef * z["b"]}
-    for name, value in expected.items():
-        torch.testing.assert_close(weights(model)[name].flatten(), value, rtol=0, atol=1e-14)
-    assert torch.equal(model.c, before["c"])
-    assert records[0].lrs == (0.1, 0.01)
-
-
-def test_a_foreign_tensor_in_a_group_is_refused() -> None:
-    """A parameter group of another model, names that do not exist and repeated names."""
-    with pytest.raises(UserError, match="not a parameter of the model"):
-        train("mezo", start(), params=[{"params": [nn.Parameter(torch.zeros(2))]}])
-    with pytest.raises(UserError, match="'nope'"):
-        train("mezo", start(), scope=["a", "nope"])
-    assert train("mezo", start(), scope=["b", "a", "b"]).names == ["b", "a"]
-    with pytest.raises(ConfigError, match="unknown scope"):
-        train("mezo", start(), scope="nope")
-
-
-@methods
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
-def test_decay_reaches_matrices_that_no_norm_owns(method: str, family: str) -> None:
-    """With a constant loss only the decay acts: matrices shrink by 1 - lr wd, vectors and norms keep their bits."""
-    model = tiny(family, torch.float64)
-    before = weights(model)
-    optimizer = train(method, model, lr=0.1, weight_decay=0.2, coverage=False)
-    optimizer.step(lambda model, batch: torch.ones(len(batch["input_ids"])), batch_for(family))
-    for name, parameter in model.named_parameters():
-        expected = before[name] * (1 - 0.1 * 0.2) if parameter.ndim >= 2 else before[name]
-        torch.testing.assert_close(parameter.data, expected, rtol=1e-15, atol=0)
-        assert (parameter.ndim >= 2) != torch.equal(parameter.data, before[name]), name
-
-
-@methods
-@halves
-def test_chunks_and_layout_do_not_change_the_update(
-    method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Updated in chunks of 128 elements, or stored transposed in memory: the same bits as at once and contiguous."""
-    ends = []
-    for chunk, turned in ((1 << 20, False), (128, False), (128, True)):
-        monkeypatch.setattr(module, "_CHUNK", chunk)
-        model = Weights(a=normals((31, 37), 2, dtype), b=normals(1001, 1, dtype))
-        if turned:
-            model.a.data = model.a.data.t().contiguous().t()
-            assert not model.a.is_contiguous()
-        optimizer = train(method, model, queries=2)
-        for _ in range(4):
-            given(optimizer, 0.05)
-        assert model.a.is_contiguous() != turned
-        ends.append(flat(model).clone())
-    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
-
-
-@methods
-def test_every_step_and_tensor_has_its_own_dither(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keyed by seed, step, purpose and name, and asked for exactly the elements that are written; never for float32."""
-    asked: list[Any] = []
-    inner = kernels.bits16
-    monkeypatch.setattr(kernels, "bits16", lambda *args: asked.append(args[:4]) or inner(*args))
-    monkeypatch.setattr(module, "_CHUNK", 256)
-    model = Weights(a=normals((3, 7), 2, torch.bfloat16), b=normals(300, 1, torch.float16), c=normals(5, 3))
-    optimizer, written = train(method, model, seed=6, queries=2), set[str]()
-    for step in range(4):
-        moved = optimizer.perturber.moved(optimizer.estimator.points(6, step)) & {"a", "b"}
-        given(optimizer, 0.1)
-        assert {key for key, *_ in asked} <= {Key(6, step, 0, Purpose.DITHER)}
-        found = {name: [(start, stop) for _, n, start, stop in asked if n == name] for _, name, *_ in asked}
-        assert found.keys() == moved and found.get("a") in (None, [(0, 21)])
-        if "b" in moved:
-            assert found["b"][0][0] == 0 and found["b"][-1][1] == 300 and len(found["b"]) > 1
-            assert all(one[1] == other[0] for one, other in zip(found["b"], found["b"][1:], strict=False))
-        written |= moved
-        asked.clear()
-    assert written == {"a", "b"}
 
 
 # --- schedules and state ---------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from torch import nn
 from zotune.calibrate import Machine, kept
 from zotune.config import TrainConfig
 from zotune.engines.parts import Sizes, parts, sizes
+from zotune.evaluator import repeat
 from zotune.kernels import fast_for
 from zotune.load import NAMES, device_of, meta_model, stored
 from zotune.meter import Meter, Priced
 from zotune.objective.base import Batch, Example, to_device
 from zotune.optimizer import ZerothOrder
-from zotune.perturb import repeat
 from zotune.reuse import Reuse
 from zotune.session import Session
 from zotune.watch import size

@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from zotune import kernels
 from zotune.diagnose import first_non_finite
 from zotune.direction import Direction, State, Target, add_up
-from zotune.distributed.sharded import is_part, no_gradient, own_part, put
+from zotune.distributed.sharded import is_part, no_gradient, put
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
+from zotune.evaluator import Evaluator, Mode, Objective, spread_out
+from zotune.groups import decay_groups, given_groups
 from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
-from zotune.perturb import Evaluator, Mode, Objective, Perturber, spread_out
+from zotune.perturb import Perturber
 from zotune.records import StepRecord
+from zotune.refusals import check_banks, check_folding, check_offload, no_bank
 from zotune.rule import Block, Rule, decayed_sum
 from zotune.schedule import scheduled
-from zotune.scope import decays, select
 from zotune.store import store_for
+from zotune.writing import write
 
 if TYPE_CHECKING:
     from zotune.distributed.sharing import Sharing
     from zotune.engines.offload import Offload
-
-# Elements of a parameter that are updated at once: scratch memory is a few times this.
-_CHUNK = 1 << 20
 
 
 @final
@@ -93,7 +93,7 @@ class ZerothOrder(torch.optim.Optimizer):
         if not lr >= 0 or not math.isfinite(lr):
             raise UserError(f"lr must be a finite number >= 0, got {lr}. Remedy: MeZO's full tuning starts near 1e-6.")
         self.model, self.seed, self.method, self.arguments = model, seed, method, dict(arguments or {})
-        groups = _given_groups(model, params) if params is not None else _decay_groups(model, scope, weight_decay)
+        groups = given_groups(model, params) if params is not None else decay_groups(model, scope, weight_decay)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.names = [name for group in self.param_groups for name in group["names"]]
         if blocks is not None:
@@ -118,8 +118,8 @@ class ZerothOrder(torch.optim.Optimizer):
             store_for(target.data.dtype)
         targets = self.perturber.targets()
         direction.prepare(targets if offload is None else offload.shown(targets))
-        _check_folding(fold_every, direction, self.param_groups)
-        _check_banks(self.perturber, direction, self.param_groups, method, seed)
+        check_folding(fold_every, direction, self.param_groups)
+        check_banks(self.perturber, direction, self.param_groups, method, seed)
         self.fold_every = fold_every
         self.halve_eps, self.halvings = halve_eps, 0
         self.steps = 0  # steps taken
@@ -340,7 +340,7 @@ class ZerothOrder(torch.optim.Optimizer):
         change = self.rule.change(target, self.direction, self._last, lr) if active else None
         banked = self.perturber.bank(target.name) is not None
         if banked and active and change is None:
-            raise _no_bank(self.method, target.name)
+            raise no_bank(self.method, target.name)
         if change is None and (active or lr * weight_decay):
             probes = self._last if active else []
             self._write(target, self.steps, lambda block: self.rule.update(block, probes, lr, weight_decay))
@@ -355,7 +355,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def fold_in_windows(self, fold_every: int | None = None) -> None:
         """Set `fold_every`; without a number to the direction's whole window. Raises ConfigError as the constructor."""
         every = self.direction.window() if fold_every is None else fold_every
-        _check_folding(every, self.direction, self.param_groups)
+        check_folding(every, self.direction, self.param_groups)
         self.fold_every = every
 
     def fold(self) -> None:
@@ -405,31 +405,13 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _write(self, target: Target, step: int, value: Callable[[Block], Tensor]) -> None:
         """Write `value` into the target: now, or when its block comes to the device."""
+        dither = Key(self.seed, step, 0, Purpose.DITHER)
 
         def later(data: Tensor) -> None:
-            self._write_now(replace(target, data=data), step, value)
+            write(replace(target, data=data), self.direction, dither, value)
 
         if self.offload is None or not self.offload.defer(target.name, later):
-            self._write_now(target, step, value)
-
-    def _write_now(self, target: Target, step: int, value: Callable[[Block], Tensor]) -> None:
-        (weight, first), store = own_part(target.data), store_for(target.data.dtype)
-        flat = weight.view(-1) if weight.is_contiguous() else weight.contiguous().view(-1)
-        dither = Key(self.seed, step, 0, Purpose.DITHER)
-        # A mask reads the weights from before the update: a slice is written last, a copy when all slices are done.
-        for start, stop in target.slices(_CHUNK):
-            start, stop = max(start, first), min(stop, first + flat.numel())
-            if start >= stop:
-                continue
-            part = flat[start - first : stop - first]
-            new = value(Block(self.direction, target, start, part))
-            store.write(
-                part,
-                new,
-                lambda a=start, b=stop: kernels.bits16(dither, target.name, a, b, flat.device, target.fast),  # type: ignore[misc]
-            )
-        if flat.data_ptr() != weight.data_ptr():
-            weight.copy_(flat.view(weight.shape))
+            write(target, self.direction, dither, value)
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `weights` gave; of a sharded model each process takes its own part."""
@@ -519,78 +501,6 @@ class ZerothOrder(torch.optim.Optimizer):
         self._losses, self._last = [], []
         if self.parallel is not None:
             self.parallel.forget()
-
-
-def _check_folding(fold_every: int, direction: Direction, groups: Sequence[Mapping[str, Any]]) -> None:
-    if fold_every < 1 or direction.window() % fold_every:
-        raise ConfigError(
-            f"fold_every is {fold_every}, which does not divide the {direction.window()} steps for which this method "
-            "keeps its low-rank basis. Remedy: a divisor of that, or 1."
-        )
-    if fold_every > 1 and any(group["weight_decay"] for group in groups):
-        raise ConfigError("weight decay writes every weight in every step. Remedy: fold_every=1, or no weight decay.")
-
-
-def check_offload(method: str, direction: Direction, rule: Rule, parallel: Sharing | None) -> None:
-    """Raises ConfigError unless updates can wait until the blocks that they change come to the device."""
-    if parallel is not None:
-        raise ConfigError(
-            "offload streams the blocks of one process. Remedy: leave --offload out, or start without torchrun."
-        )
-    if not (direction.may_wait and rule.may_wait):
-        raise ConfigError(
-            f"{method} learns from every step, so its updates cannot wait until their block comes to the device. "
-            "Remedy: leave --offload out, or take a method without a state, such as mezo, sparse_mezo or lozo."
-        )
-
-
-def _check_banks(
-    perturber: Perturber, direction: Direction, groups: Sequence[Mapping[str, Any]], method: str, seed: int
-) -> None:
-    """A bank holds what has factors at every step, and nothing else."""
-    banked = [target for target in perturber.targets() if perturber.bank(target.name) is not None]
-    if not banked:
-        return
-    if any(group["weight_decay"] for group in groups):
-        raise ConfigError("a bank's base is read-only, so it cannot decay. Remedy: no weight decay.")
-    if direction.reads_inputs or direction.everywhere().factors(banked[0], Key(seed, 0)) is None:
-        raise _no_bank(method, banked[0].name)
-
-
-def _no_bank(method: str, name: str) -> ConfigError:
-    return ConfigError(
-        f"{method} has no low-rank form for {name}, which is kept as factors. Remedy: --method lozo, or another scope."
-    )
-
-
-def _decay_groups(model: nn.Module, scope: str | Sequence[str], weight_decay: float) -> list[dict[str, Any]]:
-    names = select(model, scope) if isinstance(scope, str) else list(dict.fromkeys(scope))
-    named = dict(model.named_parameters())
-    unknown = [name for name in names if name not in named]
-    if unknown:
-        raise UserError(
-            f"no parameter named {unknown[0]!r} in the model. Remedy: use names of model.named_parameters()."
-        )
-    decayed = [name for name in names if decays(model, name)] if weight_decay else []
-    plain = [name for name in names if name not in set(decayed)]
-    groups = []
-    for part, decay in ((decayed, weight_decay), (plain, 0.0)):
-        if part:
-            groups.append({"params": [named[name] for name in part], "names": part, "weight_decay": decay})
-    return groups
-
-
-def _given_groups(model: nn.Module, params: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = []
-    for group in params:
-        listed = list(group["params"])
-        if any(id(parameter) not in by_id for parameter in listed):
-            raise UserError(
-                "a parameter group holds a tensor that is not a parameter of the model. Remedy: take it from the model."
-            )
-        groups.append({**group, "params": listed, "names": [by_id[id(parameter)] for parameter in listed]})
-    return groups
 
 
 def _as_tensor(loss: Any) -> Tensor:

@@ -3,45 +3,25 @@
 For the duration of one evaluation every parameter in scope is replaced, inside its module, by a lazy stand-in
 (`lazy.py`); the model's own code runs unchanged and the parameters stay bit-identical, whatever their dtype.
 
-Several points can ride in one forward (lanes). The first batch is evaluated both ways, at the run's own radius and at
-a much larger one, where a lane that used the wrong weights could not hide in rounding; unless the losses agree, and
-whenever an operation has no lane rule, points are evaluated one at a time, and the reason is kept in `reason`.
+Several points can ride in one forward (lanes); when they may is decided in `evaluator.py`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from typing import Any, Literal, final
+from contextlib import contextmanager, nullcontext
+from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from zotune.direction import Direction, Factors, Target
-from zotune.distributed.sharded import Sharding, no_gradient, released
+from zotune.distributed.sharded import Sharding, released
 from zotune.errors import CoverageError, UserError
 from zotune.estimate import Point
 from zotune.lane_rules import RULES
-from zotune.lazy import Lanes, LaneUnsupported, Perturbed
-from zotune.machine import is_shortage
+from zotune.lazy import Lanes, Perturbed
 from zotune.noise import Key
 from zotune.quantised.bank import Bank
-
-logger = logging.getLogger(__name__)
-
-Objective = Callable[[nn.Module, Any], Tensor]
-Mode = Literal["auto", "on", "off"]
-Within = Callable[[int], AbstractContextManager[None]]
-
-
-def _nothing(lanes: int) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
-# How much larger than the run's radius the second self-check's is.
-_MAGNIFY = 32.0
 
 
 @final
@@ -197,220 +177,3 @@ class Perturber:
                 f"{len(missing)} of {len(self._sites)} parameters in scope were not used by the forward pass: "
                 f"{listed}. Remedy: leave them out of the scope, or pass coverage=False if other batches use them."
             )
-
-
-@final
-class Evaluator:
-    """Losses of an objective at several points: in lanes where that is proven right, one by one elsewhere."""
-
-    def __init__(self, perturber: Perturber, lanes: Mode = "auto", max_lanes: int = 2, coverage: bool = True) -> None:
-        self.perturber = perturber
-        self.max_lanes = max_lanes
-        self.reason = "lanes=off was asked for" if lanes == "off" else ""
-        self.mode: Literal["undecided", "lanes", "sequential"] = "sequential" if lanes == "off" else "undecided"
-        self._must = lanes == "on"
-        self.coverage = coverage
-        self._proven: list[str] = []  # how the proven forward read its activations
-        self._judged = False  # whether the objective is known to give one loss for each example
-        self.forwards = 0
-
-    def losses(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within = _nothing) -> Tensor:
-        """Per-example losses at each point, (points, examples) float64 on the CPU; a scalar loss counts as one example.
-
-        `within(lanes)` is entered around each forward of that many copies of the batch (reused activations, for one).
-        """
-        if not self._judged and any(point.each for point in points):
-            self._judge(objective, batch, replace(points[0], scale=0.0), within)
-        if self.mode == "undecided":
-            self.decide(objective, batch, points, within)
-        size = self.max_lanes if self.mode == "lanes" else 1
-        groups = [points[i : i + size] for i in range(0, len(points), size)]
-        # Waited for once, when all forwards are on their way: a model over several devices works on them side by side.
-        return torch.cat([self._together(objective, batch, group, within) for group in groups]).to("cpu", torch.float64)
-
-    def _together(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> Tensor:
-        """One forward for all points where that is proven, else one each."""
-        together = not getattr(objective, "one_at_a_time", "")
-        if self.mode == "lanes" and together and (len(points) > 1 or points[0].each):
-            before = self.forwards
-            try:
-                return self._lanes(objective, batch, points, within)
-            except (LaneUnsupported, RuntimeError) as unsupported:
-                if is_shortage(unsupported):
-                    raise
-                # This batch's shapes lead the model another way than the proven one: it alone is evaluated one by one.
-                logger.info("one batch evaluated point by point: %s", unsupported)
-                self.forwards = before
-        return self._singly(objective, batch, points, within)
-
-    def _lanes(
-        self, objective: Objective, batch: Any, points: Sequence[Point], within: Within, proof: bool = False
-    ) -> Tensor:
-        rows = batch_rows(batch)
-        if rows is None:
-            raise LaneUnsupported("the batch is not a mapping of tensors that share their first dimension")
-        spread = [own for point in points for own in spread_out(point, rows)]
-        one = rows * len(points) // len(spread)
-        # Every parameter in scope rides in lanes, moved or not: so what is proven does not depend on which are moved.
-        at = self.perturber.at(*spread, rows=one, every=True, direction=self._drawn(proof), copies=len(points))
-        with no_gradient(self.perturber.model), at as lanes, within(len(points)):
-            losses = objective(self.perturber.model, repeat(batch, len(points)))
-        self._count(lanes, len(points))
-        if losses.numel() != len(points) * rows:
-            raise LaneUnsupported(f"the objective returned {tuple(losses.shape)} losses, not one for each example")
-        if proof and not self._proven:
-            self._proven = lanes.trace
-        if self._proven != lanes.trace:
-            raise LaneUnsupported("activations are stacked in another way than on the first batch")
-        return losses.detach().reshape(len(points), -1)
-
-    def _drawn(self, proof: bool) -> Direction:
-        direction = self.perturber.direction
-        return direction.everywhere() if proof else direction
-
-    def _singly(
-        self, objective: Objective, batch: Any, points: Sequence[Point], within: Within, proof: bool = False
-    ) -> Tensor:
-        found, direction = [], self._drawn(proof)
-        for point in points:
-            if point.each:
-                found.append(self._row_by_row(objective, batch, point, direction))
-                continue
-            at = self.perturber.at(point, rows=batch_rows(batch) or 1, direction=direction)
-            with no_gradient(self.perturber.model), at as lanes, within(1):
-                losses = objective(self.perturber.model, batch)
-            self._count(lanes, 1)
-            found.append(losses.detach().reshape(1, -1))
-        return torch.cat(found)
-
-    def _row_by_row(self, objective: Objective, batch: Any, point: Point, direction: Direction) -> Tensor:
-        """Every example alone, along its own direction. What a batch shares among its examples is not reused here."""
-        rows = batch_rows(batch)
-        if rows is None:
-            raise UserError(
-                "this method perturbs every example in its own direction, so the batch must be a mapping of tensors "
-                "that share their first dimension. Remedy: pass such a batch, or use another method."
-            )
-        losses = []
-        for row, own in enumerate(spread_out(point, rows)):
-            part = {key: v[row : row + 1] if isinstance(v, Tensor) else v for key, v in batch.items()}
-            with no_gradient(self.perturber.model), self.perturber.at(own, direction=direction) as lanes:
-                loss = objective(self.perturber.model, part)
-            if self.coverage:
-                self.perturber.check_coverage(lanes)
-            if loss.numel() != 1:
-                raise UserError(
-                    f"the objective returned {loss.numel()} losses for one example. "
-                    "Remedy: return one loss for each example."
-                )
-            losses.append(loss.detach().reshape(1))
-        self.forwards += 1
-        return torch.cat(losses).unsqueeze(0)
-
-    def _judge(self, objective: Objective, batch: Any, centre: Point, within: Within) -> None:
-        """Raises UserError unless the objective gives a loss for each example; one forward that is not counted.
-
-        The score of a whole set would pass, asked for one example after another, and mean something else.
-        """
-        rows = batch_rows(batch) or 1
-        if rows == 1:
-            return
-        with no_gradient(self.perturber.model), self.perturber.at(centre), within(1):
-            losses = objective(self.perturber.model, batch)
-        if losses.numel() != rows:
-            raise UserError(
-                f"this method needs one loss for each of the batch's {rows} examples, and the objective returned "
-                f"{losses.numel()}. Remedy: return losses of shape (B,), or use a method that takes a single number."
-            )
-        self._judged = True
-
-    def _count(self, lanes: Lanes, forwards: int) -> None:
-        self.forwards += forwards
-        if self.coverage:
-            self.perturber.check_coverage(lanes)
-
-    def decide(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within = _nothing) -> None:
-        """Lanes if this batch proves them equal to one evaluation at a time; else sequential, with the reason.
-
-        The first `losses` call does it. A resumed run calls it with the run's first batch on the base weights instead,
-        so that both decide alike.
-        """
-        if self.mode != "undecided":
-            return
-        self.mode = "sequential"
-        before = self.forwards
-        moving = [point for point in points if point.scale]
-        # The centre is the same at both radii, so it proves least: it rides only where there is no second point.
-        group = (list(points) if len(moving) == 1 and not moving[0].each else moving)[: self.max_lanes]
-        if not moving or (self.max_lanes < 2 or len(group) < 2) and not moving[0].each:
-            self.reason = "one point per forward"
-            return
-        try:
-            refused = getattr(objective, "one_at_a_time", "")
-            if refused:
-                raise LaneUnsupported(refused)
-            self._prove(objective, batch, group, within)
-        except (LaneUnsupported, RuntimeError) as unsupported:
-            # Shapes that do not fit together are the model's own RuntimeError; one point at a time they may fit.
-            if is_shortage(unsupported):
-                raise
-            self.reason = str(unsupported).strip().splitlines()[0]
-            if self._must:
-                raise UserError(f"lanes=on, but {self.reason}. Remedy: use lanes=auto.") from None
-            self._proven = []
-            logger.info("one evaluation at a time: %s", self.reason)
-        else:
-            self.mode, self.reason = "lanes", ""
-        self.forwards = before
-
-    def _prove(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> None:
-        """Raises LaneUnsupported unless lanes equal single evaluations at these points; counts no forwards.
-
-        Every parameter in scope is moved: one that rests in this step could hide a wrong lane until it moves.
-        """
-        before = self.forwards
-        for magnify in (1.0, _MAGNIFY):
-            group = [replace(point, scale=point.scale * magnify) for point in points]
-            together = self._lanes(objective, batch, group, within, proof=True)
-            alone = self._singly(objective, batch, group, within, proof=True)
-            _compare(together.to("cpu", torch.float64), alone.to("cpu", torch.float64), self._dtype())
-        self.forwards = before
-
-    def _dtype(self) -> torch.dtype:
-        sizes = {target.data.dtype for target in self.perturber.targets()}
-        return min(sizes, key=lambda dtype: -torch.finfo(dtype).eps)
-
-
-def spread_out(point: Point, rows: int) -> list[Point]:
-    """The point itself, or with `each` the point of every example of a batch of `rows`."""
-    if not point.each:
-        return [point]
-    return [Point(replace(point.key, query=point.key.query + row), point.scale) for row in range(rows)]
-
-
-def _compare(together: Tensor, alone: Tensor, dtype: torch.dtype) -> None:
-    """A wrong lane is off by what separates the points; a right one by rounding. Non-finite losses must match too."""
-    if not torch.equal(together.isfinite(), alone.isfinite()):
-        raise LaneUnsupported("lanes and single evaluations differ in which losses are finite")
-    fine = together.isfinite()
-    error = (together - alone)[fine].abs()
-    spread = (alone - alone.mean(0)).abs().masked_fill(~fine, 0).amax()
-    rounding = 64 * torch.finfo(dtype).eps * (1 + alone[fine].abs())
-    if bool((error > torch.maximum(rounding, 0.02 * spread)).any()):
-        raise LaneUnsupported(f"lanes differ from single evaluations by {float(error.max()):.3g} on the first batch")
-
-
-def batch_rows(batch: Any) -> int | None:
-    """The number of examples of a batch: the first dimension that all its tensors share, or None."""
-    if not isinstance(batch, Mapping):
-        return None
-    sizes = {value.shape[0] if value.dim() else -1 for value in batch.values() if isinstance(value, Tensor)}
-    return sizes.pop() if len(sizes) == 1 and -1 not in sizes else None
-
-
-def repeat(batch: Mapping[str, Any], lanes: int) -> dict[str, Any]:
-    """The batch with every tensor stacked `lanes` times along dim 0."""
-    return {
-        key: value.repeat(lanes, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }

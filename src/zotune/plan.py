@@ -19,8 +19,9 @@ from zotune.forecast import Forecast, dtype_of
 from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
 from zotune.machine import free_disk_bytes, free_memory_bytes
-from zotune.optimizer import ZerothOrder, check_offload
+from zotune.optimizer import ZerothOrder
 from zotune.records import encode, encode_header
+from zotune.refusals import check_offload
 from zotune.run import RunPaths
 from zotune.session import Session
 from zotune.snapshot import KEEP

@@ -6,7 +6,6 @@ A run is its base model, its config and its journal. Data order, directions and 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,28 +13,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from zotune.adapters import added_by
-from zotune.advice import Advisor, check_lr
+from zotune.advice import Advisor
+from zotune.catch_up import CARRIED, catch_up
 from zotune.config import PLACES, TrainConfig
 from zotune.distributed.sharded import gathered
 from zotune.errors import ConfigError, RunError
-from zotune.forecast import foreseen, said
+from zotune.heading import say_header, say_versions
 from zotune.journal import HashRecord, Journal, StepRecord
 from zotune.machine import peak_memory_bytes
-from zotune.nonfinite import Skips, mean_loss, skipped
+from zotune.metrics import before_and_after, coef_of, evaluate_now, is_due, log_step
+from zotune.nonfinite import Skips
 from zotune.objective.from_config import functions_of_run, given_functions
 from zotune.objective.functions import Functions
 from zotune.rebuild import current_sha256, steps_of
-from zotune.records import encode
 from zotune.resolve import config_of, resolve
 from zotune.run import RunFolder, RunPaths
 from zotune.session import Session, check_same
 from zotune.shortage import explained
 from zotune.virtual_tokens import write_start
-from zotune.watch import Quiet, Watch, size
-from zotune.weights import weights_sha256
+from zotune.watch import Watch
 
 if TYPE_CHECKING:
     from zotune.distributed.follower import FollowerFolder, FollowerJournal
@@ -44,9 +41,6 @@ if TYPE_CHECKING:
 
     Folder = RunFolder | FollowerFolder
     Log = Journal | FollowerJournal
-
-# What the method carries beyond the weights lies in the same file of a snapshot, under names no parameter has.
-_CARRIED = "carried:"
 
 
 def train(
@@ -84,9 +78,9 @@ def _begin(
             header = _agreed(session.begin())
             if added_by(config.scope) == "prefix" and isinstance(folder, RunFolder):
                 write_start(folder.paths.start, session.model)
-            terms = _say(session, watch)
+            terms = say_header(session, watch)
             # The first evaluation comes before the journal: a run that has one has begun.
-            _evaluate(session, folder, watch)
+            evaluate_now(session, folder, watch)
             with _journal(folder, header) as journal:
                 return _loop(session, folder, journal, watch) | terms
 
@@ -188,9 +182,9 @@ def _continue(
     with explained(session):
         header = _agreed(session.begin())
         check_same(journal.header, header, folder.paths)
-        _say_versions(journal.header, header, watch)
-        terms = _say(session, watch)
-        _catch_up(session, folder, journal, watch)
+        say_versions(journal.header, header, watch)
+        terms = say_header(session, watch)
+        catch_up(session, folder, journal, watch)
         return _loop(session, folder, journal, watch) | terms
 
 
@@ -230,76 +224,6 @@ def _hashed(session: Session) -> str:
     return sha256
 
 
-def _catch_up(session: Session, folder: Folder, journal: Log, watch: Watch) -> None:
-    """Weights and metrics as they were after the journal's last step; raises RunError where a recorded hash differs."""
-    optimizer = session.optimizer
-    steps = steps_of(list(journal.records))
-    hashes = {record.step: record.sha256 for record in journal.records if isinstance(record, HashRecord)}
-    lines, logged = _intact(session, folder.metrics(), len(steps))
-    folder.cut_metrics(lines)
-    if not lines:
-        _evaluate(session, folder, watch)
-    _restore(session, folder, logged, hashes, watch)
-    start = optimizer.steps
-    for record in steps[start:]:
-        session.replay(record)
-        if optimizer.steps > logged:
-            _log_step(session, folder, record)
-            if _due(session, optimizer.steps):
-                _evaluate(session, folder, watch)
-        if optimizer.steps in hashes and hashes[optimizer.steps] != current_sha256(optimizer):
-            raise RunError(
-                f"{folder.path}: the weights after {optimizer.steps} steps are not those that the run recorded. "
-                "Remedy: use the versions of zotune and torch that its journal names."
-            )
-    watch.say(f"Replayed steps {start} to {optimizer.steps} without data; going on from there.")
-
-
-def _intact(session: Session, rows: list[dict[str, Any]], steps: int) -> tuple[int, int]:
-    """How many lines of the metrics are those of an undisturbed run, and up to which step they tell all."""
-    lines, logged = 0, -1
-    for step in range(steps + 1):
-        wanted = ["loss"] * (step > 0) + ["eval"] * (step == 0 or _due(session, step))
-        found = rows[lines : lines + len(wanted)]
-        if [key for row, key in zip(found, wanted, strict=False) if row["step"] == step and key in row] != wanted:
-            break
-        lines, logged = lines + len(wanted), step
-    return lines, max(logged, 0)
-
-
-def _restore(session: Session, folder: Folder, most: int, hashes: dict[int, str], watch: Watch) -> None:
-    """Put the newest snapshot up to step `most` into the weights, if it holds what was recorded of it."""
-    optimizer, group = session.optimizer, session.group
-    found = _intact_snapshot(folder, most, hashes, watch)
-    if group is not None and optimizer.perturber.sharding:
-        # Parts of one model must be of one step; where a process finds no snapshot, all replay from the base.
-        told = group.exchange(str(found and found[0]).encode())
-        found = found if len(set(told)) == 1 else None
-    if found is None:
-        return
-    step, tensors, carried = found
-    optimizer.put(tensors)
-    optimizer.steps = step
-    optimizer.carry(carried)
-
-
-def _intact_snapshot(
-    folder: Folder, most: int, hashes: dict[int, str], watch: Watch
-) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
-    """Step, weights and what the method carries."""
-    found = folder.latest_snapshot(most)
-    while found is not None:
-        step, tensors, meta = found
-        carried = {
-            name.removeprefix(_CARRIED): tensors.pop(name) for name in list(tensors) if name.startswith(_CARRIED)
-        }
-        if weights_sha256(tensors) == hashes.get(step, meta.get("weights_sha256")):
-            return step, tensors, carried
-        watch.say(f"The snapshot of step {step} does not hold the weights it was made of; it is left out.")
-        found = folder.latest_snapshot(step - 1)
-    return None
-
-
 def _loop(session: Session, folder: Folder, journal: Log | Recorder, watch: Watch) -> dict[str, Any]:
     config, optimizer = session.config, session.optimizer
     if session.pool is not None and isinstance(journal, Journal):
@@ -327,16 +251,16 @@ def _loop(session: Session, folder: Folder, journal: Log | Recorder, watch: Watc
             points = len(optimizer.estimator.points(config.seed, optimizer.steps - 1))
             spent += seconds
             advisor.see(written[-1], written[-1].lrs[0])
-            loss = _log_step(session, folder, written[-1])
+            loss = log_step(session, folder, written[-1])
             extra = {
-                "g": _coef(session, written.pop()),
+                "g": coef_of(session, written.pop()),
                 "snr": optimizer.signal_to_noise,
                 "forwards/s": forwards / seconds,
                 "tokens/s": session.tokens(optimizer.steps - 1) * points / seconds,
             }
             watch.step(optimizer.steps, config.steps, loss, seconds, extra)
-            if _due(session, optimizer.steps):
-                _evaluate(session, folder, watch)
+            if is_due(session, optimizer.steps):
+                evaluate_now(session, folder, watch)
             _mark(session, folder, journal, hashed)
     sha256 = _hashed(session)
     if optimizer.steps not in hashed:
@@ -359,7 +283,7 @@ def _loop(session: Session, folder: Folder, journal: Log | Recorder, watch: Watc
         result |= {"processes": session.group.size, "message_bytes": session.group.message_bytes}
     if session.pool is not None:
         result |= session.pool.counted()
-    return result | _before_and_after(folder) | {"run": str(folder.path)}
+    return result | before_and_after(folder) | {"run": str(folder.path)}
 
 
 def _stopping_together(session: Session) -> AbstractContextManager[None]:
@@ -374,112 +298,7 @@ def _mark(session: Session, folder: Folder, journal: Log | Recorder, hashed: set
         sha256 = _hashed(session)  # folds: a snapshot holds whole weights
         leads = session.group is None or session.group.rank == 0
         tensors = gathered(session.optimizer.weights(), leads)
-        carried = {_CARRIED + name: tensor for name, tensor in session.optimizer.carried().items()}
+        carried = {CARRIED + name: tensor for name, tensor in session.optimizer.carried().items()}
         folder.save_snapshot(step, tensors | carried, {"weights_sha256": sha256})
         journal.append(HashRecord(step, sha256))
         hashed.add(step)
-
-
-def _log_step(session: Session, folder: Folder, record: StepRecord) -> float:
-    loss = mean_loss(record.losses)
-    coef = _coef(session, record)
-    folder.log_metrics({"step": record.step + 1, "loss": loss, "projected_gradient": coef, "lr": record.lrs[0]})
-    return loss
-
-
-def _coef(session: Session, record: StepRecord) -> float:
-    if skipped(record):
-        return math.nan
-    return session.optimizer.probes[0].coef  # those of the step: an estimator with memory has moved on
-
-
-def _due(session: Session, step: int) -> bool:
-    every = session.config.eval_every
-    return session.eval_examples is not None and (step == session.config.steps or bool(every and step % every == 0))
-
-
-def _evaluate(session: Session, folder: Folder, watch: Watch) -> None:
-    found = session.evaluate()
-    step = session.optimizer.steps
-    values = {} if found is None else found.as_dict()
-    folder.log_metrics({"step": step, "eval": values})
-    if found is not None:
-        watch.eval(step, {key: value for key, value in values.items() if value is not None})
-
-
-def _before_and_after(folder: Folder) -> dict[str, Any]:
-    """`accuracy_before`, `accuracy_after`, and so on for loss and interval, from the first and the last evaluation."""
-    rows = [row["eval"] for row in folder.metrics() if row.get("eval")]
-    if not rows:
-        return {}
-    named = ("accuracy", "loss", "low", "high")
-    keys = (*named, *(key for key in rows[0] | rows[-1] if key not in (*named, "examples")))
-    both = {
-        f"{key}_{when}": found.get(key) for key in keys for when, found in (("before", rows[0]), ("after", rows[-1]))
-    }
-    return both | {"eval_examples": rows[-1]["examples"]}
-
-
-def _say_versions(recorded: dict[str, Any], now: dict[str, Any], watch: Watch) -> None:
-    """Another version may round otherwise: the recorded hashes still decide, but the reason should be known before."""
-    other = [f"{key} {recorded[key]} (now {now[key]})" for key in ("zotune", "torch") if recorded.get(key) != now[key]]
-    before, after = recorded.get("functions", {}), now.get("functions", {})
-    changed = [name for name in after if before.get(name) != after[name]]
-    if changed:
-        watch.say(
-            f"The code of {', '.join(changed)} has changed since the run began: its steps to come follow the new."
-        )
-    if other:
-        watch.say(f"The run began with {', '.join(other)}: its steps to come may differ in their last bits.")
-
-
-def _kept(session: Session) -> str:
-    """The line about what recording costs."""
-    config, optimizer = session.config, session.optimizer
-    losses = (0.0,) * len(optimizer.estimator.points(config.seed, 0))
-    record = len(encode(StepRecord(0, (0.0,) * len(optimizer.param_groups), losses)))
-    if config.snapshot_every > config.steps:
-        return f"a record of {record} bytes each step, no snapshot"
-    scope = sum(target.data.numel() * target.data.element_size() for target in optimizer.perturber.targets())
-    return f"a record of {record} bytes each step, a snapshot of {size(scope)} every {config.snapshot_every}"
-
-
-def _shared_out(session: Session) -> dict[str, str]:
-    """The line about the processes, where there are several."""
-    group, parallel = session.group, session.optimizer.parallel
-    return {} if group is None or parallel is None else {"processes": f"{group.size}, parallel over {parallel.mode}"}
-
-
-def _say(session: Session, watch: Watch) -> dict[str, int]:
-    """The header. Returns `foreseen_memory_bytes` for the result, where it was looked for: nobody hears Quiet."""
-    if isinstance(watch, Quiet):
-        return {}
-    config, optimizer, reuse = session.config, session.optimizer, session.reuse
-    count = sum(target.data.numel() for target in optimizer.perturber.targets())
-    total = sum(parameter.numel() for parameter in session.model.parameters())
-    lanes = optimizer.evaluator
-    terms = foreseen(session)
-    together = "one batch for both sides" if lanes.mode == "lanes" else f"one at a time ({lanes.reason})"
-    watch.header(
-        {
-            "model": f"{config.model} ({total:,} parameters, {config.dtype}, {session.device})",
-            "method": f"{config.method}, lr {optimizer.defaults['lr']:g}, eps {optimizer.arguments.get('eps', 0):g}",
-            "trained": f"{count:,} parameters (scope {session.scope})",
-            "data": f"{len(session.examples):,} examples in {len(session.units):,} fixed batches",
-            "rows": session.data,
-            **({"objective": session.objective.says} if session.objective.says else {}),
-            "step": f"{session.forwards_per_step} forwards, {together}",
-            "reused": f"{reuse.depth} blocks below the scope run once per batch"
-            if reuse.depth
-            else f"nothing: {reuse.reason}",
-            **_shared_out(session),
-            **({"memory": said(terms)} if terms else {}),
-            **({} if session.offload is None else {"offload": session.offload.says()}),
-            "kept": _kept(session),
-            "run": str(config.output_dir),
-        }
-    )
-    warning = check_lr(optimizer.defaults["lr"], count, config.method)
-    if warning:
-        watch.say(warning)
-    return {"foreseen_memory_bytes": terms["peak"]} if terms else {}

@@ -20,7 +20,7 @@ from zotune.distributed.group import Group
 from zotune.distributed.sharing import Lanes, Losses, Sharing
 from zotune.errors import ConfigError
 from zotune.estimate import Point
-from zotune.perturb import batch_rows
+from zotune.evaluator import batch_rows
 
 Mode = Literal["data", "probes", "signs", "data+probes", "data+signs", "shard"]
 

@@ -1,0 +1,59 @@
+"""What an optimizer refuses before it begins: parts that do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zotune.direction import Direction
+from zotune.errors import ConfigError
+from zotune.noise import Key
+from zotune.perturb import Perturber
+from zotune.rule import Rule
+
+if TYPE_CHECKING:
+    from zotune.distributed.sharing import Sharing
+
+
+def check_folding(fold_every: int, direction: Direction, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError unless the low-rank basis outlives so many steps, and nothing else is written meanwhile."""
+    if fold_every < 1 or direction.window() % fold_every:
+        raise ConfigError(
+            f"fold_every is {fold_every}, which does not divide the {direction.window()} steps for which this method "
+            "keeps its low-rank basis. Remedy: a divisor of that, or 1."
+        )
+    if fold_every > 1 and any(group["weight_decay"] for group in groups):
+        raise ConfigError("weight decay writes every weight in every step. Remedy: fold_every=1, or no weight decay.")
+
+
+def check_offload(method: str, direction: Direction, rule: Rule, parallel: Sharing | None) -> None:
+    """Raises ConfigError unless updates can wait until the blocks that they change come to the device."""
+    if parallel is not None:
+        raise ConfigError(
+            "offload streams the blocks of one process. Remedy: leave --offload out, or start without torchrun."
+        )
+    if not (direction.may_wait and rule.may_wait):
+        raise ConfigError(
+            f"{method} learns from every step, so its updates cannot wait until their block comes to the device. "
+            "Remedy: leave --offload out, or take a method without a state, such as mezo, sparse_mezo or lozo."
+        )
+
+
+def check_banks(
+    perturber: Perturber, direction: Direction, groups: Sequence[Mapping[str, Any]], method: str, seed: int
+) -> None:
+    """Raises ConfigError unless what is kept in banks has factors at every step: they hold nothing else."""
+    banked = [target for target in perturber.targets() if perturber.bank(target.name) is not None]
+    if not banked:
+        return
+    if any(group["weight_decay"] for group in groups):
+        raise ConfigError("a bank's base is read-only, so it cannot decay. Remedy: no weight decay.")
+    if direction.reads_inputs or direction.everywhere().factors(banked[0], Key(seed, 0)) is None:
+        raise no_bank(method, banked[0].name)
+
+
+def no_bank(method: str, name: str) -> ConfigError:
+    """What a method is told whose update of a parameter cannot go into its bank."""
+    return ConfigError(
+        f"{method} has no low-rank form for {name}, which is kept as factors. Remedy: --method lozo, or another scope."
+    )

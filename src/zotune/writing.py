@@ -1,0 +1,41 @@
+"""Writing an update into a parameter: a block at a time, with stochastic rounding where its dtype has fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from zotune import kernels
+from zotune.direction import Direction, Target
+from zotune.distributed.sharded import own_part
+from zotune.noise import Key
+from zotune.rule import Block
+from zotune.store import store_for
+
+# Elements of a parameter that are updated at once: scratch memory is a few times this.
+_CHUNK = 1 << 20
+
+
+def write(target: Target, direction: Direction, dither: Key, value: Callable[[Block], Tensor]) -> None:
+    """Write `value`, (n,) float32 or wider of every block of at most 2**20 elements, into a parameter, in place.
+
+    Stored numbers with fewer bits are rounded stochastically, with bits of the key `dither`. Of a sharded parameter
+    the part that lies here is written.
+    """
+    (weight, first), store = own_part(target.data), store_for(target.data.dtype)
+    flat = weight.view(-1) if weight.is_contiguous() else weight.contiguous().view(-1)
+    # A mask reads the weights from before the update: a slice is written last, a copy when all slices are done.
+    for start, stop in target.slices(_CHUNK):
+        start, stop = max(start, first), min(stop, first + flat.numel())
+        if start >= stop:
+            continue
+        part = flat[start - first : stop - first]
+        new = value(Block(direction, target, start, part))
+        store.write(
+            part,
+            new,
+            lambda a=start, b=stop: kernels.bits16(dither, target.name, a, b, flat.device, target.fast),  # type: ignore[misc]
+        )
+    if flat.data_ptr() != weight.data_ptr():
+        weight.copy_(flat.view(weight.shape))
