@@ -59,6 +59,19 @@ def test_tokens_and_scored_positions(letters: Any) -> None:
     assert whole["input_ids"].shape[1] == 2 and whole["label"].tolist() == [1]
 
 
+def test_tokens_of_a_query_line(letters: Any) -> None:
+    """ReCoRD trains on the whole line of its right entity, and compares those of all entities."""
+    objective = OptionLikelihood(letters, record, "causal", 256, Choice(loss="target"))
+    example = objective.encode([RECORD])[0]
+    assert example.prompt == (257, *map(ord, "Ann met Bob in Rome.\n- Bob is ill\n- Ann helps\n-"))
+    line = ", a doctor, gave Bob a pill"
+    assert example.options == tuple((*map(ord, f" {name}{line}"),) for name in ("Bob", "Ann", "Rome"))
+    batch = objective.collate([example])
+    assert batch["targets"].tolist() == [[[*map(ord, f" Ann{line}")]]]
+    assert batch["input_ids"].tolist() == [[[*example.prompt, *map(ord, f" Ann{line}"[:-1])]]]
+    assert objective.for_evaluation().collate([example])["input_ids"].shape[1] == 3
+
+
 @pytest.mark.parametrize(
     ("render", "row", "says"),
     [

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tasks.conftest import characters
+from transformers import AddedToken
 
 from zotune.data.rendered import MASK
 from zotune.objective.options import Choice, OptionLikelihood
@@ -83,6 +85,25 @@ def test_tokens(letters_with_mask: Any) -> None:
     assert example.options == tuple((ord(letter),) for letter in "XEDHLN")
     batch = objective.collate([example])
     assert batch["position"].tolist() == [0] and batch["words"].tolist() == [[*map(ord, "XEDHLN")]]
+
+
+@pytest.mark.parametrize(("name", "row", "prompt", "word"), GOLDEN, ids=lambda value: str(value)[:16])
+def test_ids_and_the_scored_position(name: str, row: dict[str, Any], prompt: str, word: str) -> None:
+    """Every task's rows with characters as tokens and its words as one each: read as written, scored at the gap."""
+    render = find(name).masked
+    assert render is not None
+    tokenizer, words = characters(begin=True, mask=True), render(row).candidates
+    tokenizer.add_tokens([AddedToken(each, normalized=False) for each in words])
+    objective = OptionLikelihood(tokenizer, render, "masked", 512)
+    example = objective.encode([row])[0]
+    before, after = prompt.split("<mask>")
+    assert example.prompt == (257, *map(ord, before), 258, *map(ord, after))
+    assert example.mask == 1 + len(before)
+    assert example.options == tuple((260 + index,) for index in range(len(words)))
+    assert words[example.label] == word
+    batch = objective.collate([example])
+    assert batch["position"].tolist() == [1 + len(before)]
+    assert batch["words"].tolist() == [[260 + index for index in range(len(words))]]
 
 
 def test_limits_are_counted_in_tokens(letters_with_mask: Any) -> None:

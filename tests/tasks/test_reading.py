@@ -51,6 +51,17 @@ def test_tokens(letters: Any) -> None:
     assert example.prompt[1:] == (*map(ord, "7.\nQuestion: How many yards?\nAnswer:"[-29:]),)
 
 
+@pytest.mark.parametrize(("render", "row", "target"), [(squad, SQUAD, " Denver\n"), (drop, DROP, " 12\n")])
+def test_the_answer_alone_is_scored(render: Any, row: dict[str, Any], target: str, letters: Any) -> None:
+    """What is read ends with `Answer:`; the targets are the letters of the first answer and its line end."""
+    objective = OptionLikelihood(letters, render, "causal", 512, Choice(loss="target", metric="f1"))
+    example = objective.encode([row])[0]
+    assert example.prompt == (257, *map(ord, render(row).prompt)) and not example.cut
+    batch = objective.collate([example])
+    assert batch["targets"].tolist() == [[[*map(ord, target)]]]
+    assert batch["input_ids"].tolist() == [[[*example.prompt, *map(ord, target[:-1])]]]
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
