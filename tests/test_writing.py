@@ -14,10 +14,12 @@ from tests.models import (
     normals,
     train,
 )
+from torch import nn
 
 from zotune import kernels
 from zotune import writing as module
-from zotune.noise import Key, Purpose
+from zotune.noise import Key, Law, Purpose
+from zotune.store import store_for
 
 one_thread = models.one_thread
 methods = pytest.mark.parametrize("method", models.METHOD_ROWS)
@@ -66,3 +68,48 @@ def test_every_step_and_tensor_has_its_own_dither(method: str, monkeypatch: pyte
         written |= moved
         asked.clear()
     assert written == {"a", "b"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"blocks": "cycle"}, {"params": "a"}])
+def test_one_pass_over_the_weights_gives_the_same_bits(
+    options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a kernel adds, rounds and stores at once, it is given what makes it equal, for every large tensor."""
+    ends: list[torch.Tensor] = []
+    passes: list[str] = []
+
+    def one_pass(w: Any, law: Law, key: Key, name: str, start: int, scale: float, dither: Key, fast: bool) -> bool:
+        (value,) = kernels.add_noise(w.float(), law, key, name, start, [scale])
+        store_for(w.dtype).write(w, value, lambda: kernels.bits16(dither, name, start, start + len(w), w.device))
+        passes.append(name)
+        return True
+
+    for fold in (kernels.fold, one_pass):
+        monkeypatch.setattr(kernels, "fold", fold)
+        torch.manual_seed(3)
+        model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(160, 160) for _ in range(2)])}).to(dtype)
+        given_to = {"params": [{"params": [model["layers"][0].weight]}]} if "params" in options else options
+        optimizer = train("mezo", model, coverage=False, **given_to)
+        for _ in range(4):
+            given(optimizer, 0.05)
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert torch.equal(ends[0], ends[1])
+    expected = {"blocks": ["layers.0.weight", "layers.1.weight"] * 2, "params": ["layers.0.weight"] * 4}
+    assert passes == expected.get(next(iter(options), ""), ["layers.0.weight", "layers.1.weight"] * 4)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("mezo", {"queries": 2}), ("mezo", {"weight_decay": 0.1}), ("sparse_mezo", {}), ("lozo", {}), ("meazo", {})],
+)
+def test_other_updates_are_not_one_pass(method: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several directions, decay, a mask, a low rank and a changed slope are no single sum of weights and noise."""
+
+    def refuse(*_: Any) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(kernels, "fold", refuse)
+    optimizer = train(method, nn.Linear(160, 160, bias=False), coverage=False, **options)
+    given(optimizer, 0.05)
+    assert optimizer.steps == 1

@@ -137,6 +137,10 @@ class Direction(ABC):
         """For how many steps, from a multiple of it on, `factors` keeps its `v`: so long updates can be summed in u."""
         return 1
 
+    def stream(self, target: Target, key: Key) -> Law | None:
+        """The law of z, where z is the key's plain noise: one pass can then draw it, add it and round the sum."""
+        return None
+
     def combined(self, target: Target, terms: Sequence[tuple[Key, float]]) -> Factors | None:
         """`sum of scale * z(key)` over terms (key, scale) as one low-rank matrix, where z has such a form."""
         return None
@@ -230,6 +234,9 @@ class Dense(Direction):
             if target.data.numel() <= _SMALL:
                 self._is_small.add(target.name)
                 self._small.add(target.name, target.data.numel(), target.data.device)
+
+    def stream(self, target: Target, key: Key) -> Law | None:
+        return None if target.name in self._is_small else self.law
 
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         if target.name in self._is_small:

@@ -343,7 +343,8 @@ class ZerothOrder(torch.optim.Optimizer):
             raise no_bank(self.method, target.name)
         if change is None and (active or lr * weight_decay):
             probes = self._last if active else []
-            self._write(target, self.steps, lambda block: self.rule.update(block, probes, lr, weight_decay))
+            along = self.rule.along(target, self.direction, probes, lr, weight_decay)
+            self._write(target, self.steps, lambda block: self.rule.update(block, probes, lr, weight_decay), along)
         elif change is not None and (self.fold_every > 1 or banked):
             self.perturber.pending[target.name] = (
                 change if target.pending is None else add_up([(target.pending, 1.0), (change, 1.0)])
@@ -403,15 +404,17 @@ class ZerothOrder(torch.optim.Optimizer):
             found |= {name: weight} if bank is None else bank.tensors(name)
         return found
 
-    def _write(self, target: Target, step: int, value: Callable[[Block], Tensor]) -> None:
+    def _write(
+        self, target: Target, step: int, value: Callable[[Block], Tensor], along: tuple[Key, float] | None = None
+    ) -> None:
         """Write `value` into the target: now, or when its block comes to the device."""
         dither = Key(self.seed, step, 0, Purpose.DITHER)
 
         def later(data: Tensor) -> None:
-            write(replace(target, data=data), self.direction, dither, value)
+            write(replace(target, data=data), self.direction, dither, value, along)
 
         if self.offload is None or not self.offload.defer(target.name, later):
-            write(target, self.direction, dither, value)
+            write(target, self.direction, dither, value, along)
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `weights` gave; of a sharded model each process takes its own part."""

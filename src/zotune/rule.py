@@ -13,6 +13,7 @@ from torch import Tensor
 from zotune import kernels
 from zotune.direction import Direction, Factors, State, Target
 from zotune.estimate import Probe
+from zotune.noise import Key
 
 
 @final
@@ -63,6 +64,12 @@ class Rule(ABC):
         """The step's change of a tensor as one low-rank matrix, if it has that form; else None, and `update` runs."""
         return None
 
+    def along(
+        self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float, weight_decay: float
+    ) -> tuple[Key, float] | None:
+        """(key, scale) where `update` is `theta + scale * z(key)` and nothing else; else None."""
+        return None
+
     @abstractmethod
     def update(self, block: Block, probes: Sequence[Probe], lr: float, weight_decay: float) -> Tensor:
         """The block's new weights, (n,) float32 or float64; the store rounds them."""
@@ -89,6 +96,14 @@ class Sgd(Rule):
     def change(self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float) -> Factors | None:
         terms = [(p.key, -lr * p.coef * direction.gain(target, p.key)) for p in probes]
         return direction.combined(target, terms)
+
+    def along(
+        self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float, weight_decay: float
+    ) -> tuple[Key, float] | None:
+        moving = [p for p in probes if lr * p.coef and direction.active(target, p.key)]
+        if lr * weight_decay or len(moving) != 1:
+            return None
+        return moving[0].key, -lr * moving[0].coef * direction.gain(target, moving[0].key)
 
     def update(self, block: Block, probes: Sequence[Probe], lr: float, weight_decay: float) -> Tensor:
         # Adding zero times z would still turn -0.0 into 0.0: a step of length zero must not change a bit.

@@ -21,7 +21,7 @@ from zotune.atoms import Atoms
 from zotune.direction import Direction, Factors, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Probe
-from zotune.noise import Key, Purpose, words
+from zotune.noise import Key, Law, Purpose, words
 from zotune.scope import blocks
 
 # Choices of so many steps are kept: a rule may ask about past ones.
@@ -73,6 +73,9 @@ class Scheduled(Direction):
 
     def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
         return self.inner.add(target, key, start, w, scales) if self.active(target, key) else [w] * len(scales)
+
+    def stream(self, target: Target, key: Key) -> Law | None:
+        return self.inner.stream(target, key) if self.active(target, key) else None
 
     def factors(self, target: Target, key: Key) -> Factors | None:
         return self.inner.factors(target, key) if self.active(target, key) else None

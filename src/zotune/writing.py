@@ -17,14 +17,25 @@ from zotune.store import store_for
 _CHUNK = 1 << 20
 
 
-def write(target: Target, direction: Direction, dither: Key, value: Callable[[Block], Tensor]) -> None:
+def write(
+    target: Target,
+    direction: Direction,
+    dither: Key,
+    value: Callable[[Block], Tensor],
+    along: tuple[Key, float] | None = None,
+) -> None:
     """Write `value`, (n,) float32 or wider of every block of at most 2**20 elements, into a parameter, in place.
 
     Stored numbers with fewer bits are rounded stochastically, with bits of the key `dither`. Of a sharded parameter
-    the part that lies here is written.
+    the part that lies here is written. `along`: (key, scale) where `value` is the weights plus `scale * z(key)`, which
+    a GPU writes in one pass.
     """
     (weight, first), store = own_part(target.data), store_for(target.data.dtype)
     flat = weight.view(-1) if weight.is_contiguous() else weight.contiguous().view(-1)
+    law = None if along is None else direction.stream(target, along[0])
+    if along is not None and law is not None and weight.is_contiguous():
+        if kernels.fold(flat, law, along[0], target.name, first, along[1], dither, target.fast):
+            return
     # A mask reads the weights from before the update: a slice is written last, a copy when all slices are done.
     for start, stop in target.slices(_CHUNK):
         start, stop = max(start, first), min(stop, first + flat.numel())

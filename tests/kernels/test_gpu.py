@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.models import normals
+from tests.models import given, normals, train
 from tests.test_noise import KNOWN, words_of
 from torch import Tensor
 
@@ -167,6 +167,24 @@ def test_folding_equals_adding_and_storing(law: Law, dtype: torch.dtype, scale: 
         gpu.fold(whole[32:-32], law, KEY, "w", start, scale, DITHER)
         assert same(whole[32:-32], w)
         assert same(whole[:32], around[:32]) and same(whole[-32:], around[-32:])
+
+
+@dtypes
+def test_a_step_is_one_pass(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MeZO's update through the fused kernel ends with the bits of the plain path."""
+    ends, calls = [], []
+    inner = gpu.fold
+    monkeypatch.setattr(gpu, "fold", lambda *args: calls.append(args[3]) or inner(*args))
+    for module in (None, gpu):
+        monkeypatch.setattr(kernels, "_compiled", lambda _, module=module: module)
+        monkeypatch.setattr(kernels, "_WORTH_COMPILING", 1)
+        monkeypatch.setenv("ZOTUNE_KERNELS", "compiled")
+        torch.manual_seed(3)
+        model = torch.nn.Linear(160, 160).to(DEVICE, dtype)
+        optimizer = train("mezo", model, coverage=False)
+        given(optimizer, 0.05)
+        ends.append(model.weight.detach())
+    assert calls == ["weight"] and same(ends[1], ends[0].cpu())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,9 +1,10 @@
-"""The fast path of noise: four functions, each equal bit for bit to its plain twin, here or in `noise.py`.
+"""The fast path of noise: five functions, each equal bit for bit to its plain twin, here or in `noise.py`.
 
 * `noise`      elements `start:stop` of a parameter's noise;
 * `add_noise`  `w + s * z` for one or more scales, reading `w` and drawing `z` once;
 * `add_low_rank`  the same for `z = unit * u @ v.T`, without making z;
-* `bits16`     the dither of stochastic rounding.
+* `bits16`     the dither of stochastic rounding;
+* `fold`       `w + s * z` in place, rounded by the store, in one pass over `w`: on a GPU alone.
 
 `torch.compile` serves the CPU (C++), Triton a GPU, where a compiler is at hand; otherwise, or with
 `ZOTUNE_KERNELS=eager`, the plain twins run. `ZOTUNE_KERNELS=compiled` compiles whatever the size. The choice changes
@@ -74,10 +75,11 @@ def fast_for(elements: int) -> bool:
 def _fast(name: str, count: int, device: torch.device, fast: bool, *args: Any) -> Any:
     """What the fast twin returns, or None where the plain one must run."""
     module = _compiled(device) if fast and count >= _WORTH_COMPILING else None
-    if module is None:
+    twin = getattr(module, name, None)  # a function may have one on a GPU alone
+    if twin is None:
         return None
     try:
-        return getattr(module, name)(*args)
+        return twin(*args)
     except Exception as error:  # a new dtype or count of scales compiles anew, and that may fail in the middle of a run
         if is_shortage(error):
             raise
@@ -117,6 +119,16 @@ def add_noise(
         return sums
     small = below[0].abs() <= below[1]
     return [torch.where(small, moved, w) for moved in sums]
+
+
+def fold(w: Tensor, law: Law, key: Key, name: str, start: int, scale: float, dither: Key, fast: bool = False) -> bool:
+    """`w + scale * z` into `w` (n,), in place, rounded as the store of its dtype does with the bits of `dither`.
+
+    Returns whether it was done: else the caller adds, draws the dither and stores, which gives the same bits.
+    """
+    fits = w.is_contiguous() and start % plain.per_block(law) == 0 and w.dtype != torch.float64
+    done = _fast("fold", w.numel(), w.device, fast and fits, w, law, key, name, start, scale, dither)
+    return done is not None
 
 
 def add_scaled(w: Tensor, z: Tensor, scale: float) -> Tensor:

@@ -254,8 +254,8 @@ def add_noise(
     return list(outs)
 
 
-def fold(w: Tensor, law: Law, key: Key, name: str, start: int, scale: float, dither_key: Key) -> None:
-    """`w + scale * z` into `w` (n,), in place and in one pass: stochastically rounded where `w` has 16 bits.
+def fold(w: Tensor, law: Law, key: Key, name: str, start: int, scale: float, dither_key: Key) -> Tensor:
+    """`w + scale * z` into `w` (n,), in place and in one pass, stochastically rounded where it has 16 bits; gives `w`.
 
     Equal to `zotune.kernels.add_noise` on `w` in float32, written by the store of `w.dtype` with the dither of
     `dither_key`. `start` must be a multiple of the law's block. Raises ValueError for a `w` that is not contiguous.
@@ -270,6 +270,7 @@ def fold(w: Tensor, law: Law, key: Key, name: str, start: int, scale: float, dit
             w, float(scale), _table(law, w.device), w.numel(), tile, *words, *dither[:2], *dither[4:],
             num_warps=warps, **_UNFUSED,
         )  # fmt: skip
+    return w
 
 
 def add_low_rank(w: Tensor, u: Tensor, v: Tensor, unit: float, scales: Sequence[float]) -> list[Tensor]:
