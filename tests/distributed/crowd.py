@@ -26,6 +26,7 @@ from torch import nn
 import zotune
 import zotune.session
 from zotune.cli import main
+from zotune.distributed import group
 from zotune.distributed.group import Group
 from zotune.errors import RunError, UserError
 from zotune.journal import Journal, StepRecord
@@ -339,6 +340,41 @@ def failures(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
+def alone_in_a_shard(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One process of a sharded model fails in a forward, where the other waits for its weights; then all fail alike."""
+    found: dict[str, Any] = {}
+
+    def failing(rank: int, run: Path) -> Act:
+        calling, calls = LabelWords.__call__, [0]
+
+        def patched(objective: LabelWords, model: nn.Module, batch: Any) -> Any:
+            calls[0] += batch["input_ids"].device.type != "meta"  # the forecast's are none
+            if calls[0] == 20:
+                raise UserError("the reward is a sock. Remedy: another reward.")
+            return calling(objective, model, batch)
+
+        def act(own: int) -> None:
+            group.PATIENCE = 2.0
+            if own == rank:
+                LabelWords.__call__ = patched  # type: ignore[method-assign]
+            command(job, run, "--parallel", "shard")(own)
+
+        return act
+
+    for rank in (0, 1):
+        run, log = folder / f"run-{rank}", folder / f"run-{rank}.log"
+        begun = time.monotonic()
+        codes = crowd(2, failing(rank, run), log)
+        found[f"process {rank}"] = {"codes": codes, "seconds": time.monotonic() - begun, "said": said(log, 2)}
+        found[f"process {rank}"]["steps"] = steps_in(run)
+    one, two = folder / "skip-1", folder / "skip-2"
+    flags = ("--on-nonfinite", "skip")
+    codes = crowd(1, lambda rank: (third_is_bad(rank), command(job, one, *flags)(rank))[0], folder / "skip-1.log")
+    flags += ("--parallel", "shard")
+    codes += crowd(2, lambda rank: (third_is_bad(rank), command(job, two, *flags)(rank))[0], folder / "skip-2.log")
+    return found | {"left out": {"codes": codes, "same": same(one, two)}}
+
+
 def third_is_bad(_: int) -> None:
     """Step 3 has losses that are not finite."""
     estimating = ZerothOrder.estimate
@@ -471,4 +507,5 @@ if __name__ == "__main__":
     if "shard" in Path(sys.argv[2]).read_text() + Path(job["config"]).read_text():
         import torch.distributed.fsdp  # noqa: F401 - here, so that no child imports it anew
     kinds = {"courses": courses, "kills": kills, "failures": failures, "signals": signals, "script": own_script}
+    kinds["alone_in_a_shard"] = alone_in_a_shard
     print(json.dumps(kinds[sys.argv[1]](job, folder)))

@@ -145,6 +145,16 @@ def test_sharded_runs_stop_together(crowd: Crowd) -> None:
         assert one["same"] and one["again"] == [0, 0] and not one["locked"], (name, one)
 
 
+def test_one_process_fails_in_a_forward(crowd: Crowd) -> None:
+    """It says why and goes, and the other, who waits for its weights, sees that soon; where all fail, none goes."""
+    found = crowd("alone_in_a_shard", micro_batch_size=2, eval=None)
+    assert found.pop("left out") == {"codes": [0, 0, 0], "same": True}
+    for rank, (name, one) in enumerate(found.items()):
+        assert one["codes"][rank] == 2 and one["codes"][1 - rank] == 4, (name, one)
+        assert "the reward is a sock" in one["said"][rank] and "is gone" in one["said"][1 - rank], (name, one)
+        assert one["seconds"] < 30 and 0 < one["steps"] < 7, (name, one)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus(config: Callable[..., TrainConfig], tmp_path: Path) -> None:

@@ -162,7 +162,10 @@ class Parallel(Sharing):
         self._checks += due
         cells, failed, own = self._cells, self._failed or self.group.stop, self._own
         head = _HEAD.pack(step, len(cells), self._fingerprint or 0, mark)
+        alone = self._failed if self.mode == "shard" else None
         self.forget()
+        if alone is not None:
+            self.group.exchange_soon(alone)
         told = self.group.exchange(head + b"".join(map(_packed, own)), failed, usual=True)
         heads = [_HEAD.unpack_from(message) for message in told]
         refuse_different([h[:2] for h in heads], "step and number of micro-batches", "call estimate and step alike")
