@@ -19,6 +19,7 @@ from zotune.calibrate import Machine, between
 from zotune.config import TrainConfig
 from zotune.load import load_model, meta_model
 from zotune.meter import Meter
+from zotune.objective.base import to_device
 from zotune.plan import plan
 from zotune.session import Session
 from zotune.train import train
@@ -96,8 +97,8 @@ def test_meter_counts_what_is_alive() -> None:
         del y
         w = z + 1  # y is gone: two at a time
     assert meter.peak == 2 * 32 and meter.live == 64 and w.shape == (2, 4)
-    assert [flops for flops, _, _ in meter.products] == [2.0 * 2 * 8 * 4]
-    assert meter.passes == [64.0, 64.0]
+    assert [flops for flops, *_ in meter.products] == [2.0 * 2 * 8 * 4]
+    assert meter.passes == [(64.0, 1.0), (64.0, 1.0)]
 
 
 def test_meter_makes_no_matrix_of_attention_scores() -> None:
@@ -154,3 +155,56 @@ def test_between_is_log_linear() -> None:
     """Exact at the points, geometric between them, constant beyond."""
     table = {1: 1.0, 100: 100.0}
     assert [between(table, at) for at in (0.5, 1, 10, 100, 1000)] == pytest.approx([1, 1, 10, 100, 100])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 9])
+def test_completions_are_planned_whole(config: Callable[..., TrainConfig], family: str, tokens: int) -> None:
+    """Three forwards tell the operations of all tokens, and a peak that those of all do not pass by much."""
+    settings = config(family, label_words=None, objective="f1", completion_column="text", max_new_tokens=tokens)
+    session = Session(settings, model=meta_model(settings))
+    batch = to_device(session.objective.collate(session.examples[:4]), torch.device("meta"))
+
+    with torch.inference_mode(), Meter() as whole:
+        rehearsed(session.model, batch, tokens)
+    with torch.inference_mode(), Meter() as meter:
+        session.objective.rehearse(session.model, batch, lambda count: setattr(meter, "times", count))
+    assert total(meter.products) == pytest.approx(total(whole.products), rel=1e-9)
+    assert total(meter.passes) == pytest.approx(total(whole.passes), rel=0.02)
+    assert 0.95 * whole.peak <= meter.peak <= 1.25 * whole.peak
+
+
+def total(found: list[Any]) -> float:
+    """Of the first number of each, as many times as it stands for."""
+    return sum(each[0] * each[-1] for each in found)
+
+
+def rehearsed(model: Any, batch: dict[str, Any], tokens: int) -> None:
+    """Every token's forward, as `generate` makes them, one behind the other."""
+    seen, ids, given = batch["read_mask"], batch["read"], {}
+    if model.config.is_encoder_decoder:
+        given["encoder_outputs"] = model.get_encoder()(input_ids=ids, attention_mask=seen)
+        ids = ids[:, :1]
+    for _ in range(tokens):
+        named = {"decoder_input_ids" if "encoder_outputs" in given else "input_ids": ids}
+        if "t5" not in type(model).__name__.lower():
+            named["logits_to_keep"] = 1
+        given["past_key_values"] = model(**named, **given, attention_mask=seen, use_cache=True).past_key_values
+        ids = ids[:, :1]
+        if "encoder_outputs" not in given:
+            seen = torch.cat((seen, torch.ones_like(ids)), 1)
+
+
+def test_a_run_that_generates_is_planned(config: Callable[..., TrainConfig]) -> None:
+    """Forwards and journal as the run has them; longer completions take longer, and it is said that they are whole."""
+    heard: list[str] = []
+    options = {"label_words": None, "objective": "f1", "completion_column": "text", "steps": 2}
+    watch = Quiet()
+    watch.say = heard.append  # type: ignore[method-assign]
+    found = plan(config(**options, max_new_tokens=3), watch)
+    result = train(config(**options, max_new_tokens=3), Quiet())
+    assert found["disk"]["journal"] == result["journal_bytes"] and found["forwards_per_step"] == 2
+    assert any("planned with all of its 3 tokens" in line for line in heard)
+    longer = plan(config(**options, max_new_tokens=12), Quiet())
+    assert longer["seconds_per_step"] > 2 * found["seconds_per_step"]
+    assert longer["memory"]["activations"] >= found["memory"]["activations"]

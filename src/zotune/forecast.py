@@ -48,8 +48,6 @@ def foreseen(session: Session) -> dict[str, int] | None:
 
     `runtime` lacks what libraries take in their first step, as long as `zotune plan` has not measured the machine.
     """
-    if session.config.generates:  # how long completions become is not known before
-        return None
     shadow = copy.copy(session)
     shadow.group = shadow.offload = shadow.pool = None
     try:
@@ -84,8 +82,9 @@ class Forecast:
         # What one forward holds: a unit, or a part of it.
         self.parts = [part for unit in range(len(session.units)) for part in session.parts(unit)]
         self.reuse = Reuse(optimizer.perturber, session.config.reuse_mb << 20)
-        with Meter():
-            self.reuse.locate(session.objective, self.batch(0), self.points[0])
+        if session.objective.one_forward:
+            with Meter():
+                self.reuse.locate(session.objective, self.batch(0), self.points[0])
         self.lanes = self._lanes()
 
     def batch(self, part: int) -> Batch:
@@ -168,7 +167,12 @@ class Forecast:
     def forward(self, batch: Batch, at: Callable[[], AbstractContextManager[Any]], within: Any = None) -> Cost:
         """One forward of the objective."""
         with torch.inference_mode(), at(), within or nullcontext(), Meter() as meter:
-            self.session.objective(self.session.model, batch)
+
+            def times(count: float) -> None:
+                meter.times = self.priced.times = count
+
+            self.session.objective.rehearse(self.session.model, batch, times)
+            self.priced.times = 1.0
         return Cost(meter.peak, self._price(meter))
 
     def evaluation(self, index: int, batch: Batch) -> Cost:
@@ -195,7 +199,7 @@ class Forecast:
 
     def _lanes(self) -> bool:
         """Whether both sides ride in one forward, as far as shapes can tell."""
-        if self.session.config.lanes == "off" or len(self.points) < 2:
+        if self.session.config.lanes == "off" or len(self.points) < 2 or self.session.objective.one_at_a_time:
             return False
         batch, rows = self.batch(0), len(self.parts[0])
         try:
@@ -208,8 +212,8 @@ class Forecast:
     def _price(self, meter: Meter) -> float:
         if self.machine is None:
             return 0.0
-        products = sum(self.machine.seconds_of_product(*each) for each in meter.products)
-        return products + sum(map(self.machine.seconds_of_pass, meter.passes))
+        products = sum(times * self.machine.seconds_of_product(a, b, c) for a, b, c, times in meter.products)
+        return products + sum(times * self.machine.seconds_of_pass(moved) for moved, times in meter.passes)
 
     def _training(self) -> list[list[Example]]:
         return [[self.session.examples[i] for i in part] for part in self.parts]

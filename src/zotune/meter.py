@@ -30,8 +30,9 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self.products: list[tuple[float, float, int]] = []  # (flops, bytes, rows of the result)
-        self.passes: list[float] = []  # bytes read and written
+        self.products: list[tuple[float, float, int, float]] = []  # (flops, bytes, rows of the result, times)
+        self.passes: list[tuple[float, float]] = []  # (bytes read and written, times)
+        self.times = 1.0  # how many of its kind an operation stands for
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._attention = _FusedAttention(self)
 
@@ -70,12 +71,12 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if flops_of is not None:
             self.count(float(flops_of(*args, **kwargs, out_val=out)), moved, made[0])
         elif fresh or func._schema.is_mutable:  # a view moves nothing
-            self.passes.append(moved)
+            self.passes.append((moved, self.times))
         return out
 
     def count(self, flops: float, moved: float, out: Tensor) -> None:
         """Note a matrix product, or what is made of them."""
-        self.products.append((flops, moved, out.numel() // max(out.shape[-1], 1)))
+        self.products.append((flops, moved, out.numel() // max(out.shape[-1], 1), self.times))
 
     def _keep(self, tensor: Tensor) -> bool:
         """Follow the memory of a tensor until it is freed; False for memory that is known already."""
@@ -137,27 +138,27 @@ class Priced(Direction):
 
     def __init__(self, real: Direction) -> None:
         self._real = real
-        self.drawn = 0
+        self.drawn, self.times = 0.0, 1.0  # numbers; how many of its kind a draw stands for
 
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
-        self.drawn += stop - start
+        self.drawn += self.times * (stop - start)
         return target.data.new_empty(stop - start, dtype=torch.float32)
 
     def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
         columns = target.matrix_shape[1]
-        self.drawn += rows.numel() * columns
+        self.drawn += self.times * rows.numel() * columns
         return target.data.new_empty(rows.numel(), columns, dtype=torch.float32)
 
     def factors(self, target: Target, key: Key) -> Factors | None:
         if not isinstance(self._real, LowRank) or target.data.dim() < 2:
             return None
         rows, columns = target.matrix_shape
-        self.drawn += (rows + columns) * self._real.rank
+        self.drawn += self.times * (rows + columns) * self._real.rank
         thin = [target.data.new_empty(count, self._real.rank) for count in (rows, columns)]
         return Factors(thin[0], thin[1], 1.0)
 
     def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
-        self.drawn += w.numel()
+        self.drawn += self.times * w.numel()
         return [torch.empty_like(w) for _ in scales]
 
 

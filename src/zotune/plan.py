@@ -14,7 +14,6 @@ from typing import Any
 from zotune.calibrate import calibrate
 from zotune.config import TrainConfig
 from zotune.engines.parts import Sizes
-from zotune.errors import ConfigError
 from zotune.forecast import Forecast, dtype_of
 from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
@@ -37,11 +36,6 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
     and, with the folder of a finished `run`, what that run measured. Raises what `zotune train` would raise for the
     same options.
     """
-    if config.generates:
-        raise ConfigError(
-            "how long completions become is not known before they are generated, so such a run cannot be planned. "
-            "Remedy: try a few --steps; memory is little more than that of the same run on --completion-column."
-        )
     device = device_of(config)
     session = Session(config, model=meta_model(config))
     optimizer = _built(session, watch)
@@ -50,6 +44,8 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
     if config.offload is not None:
         check_offload(optimizer.method, optimizer.direction, optimizer.rule, optimizer.parallel)
         watch.say("The time does not count how long blocks take to come to the device and back.")
+    if config.generates:
+        watch.say(f"Every completion is planned with all of its {config.max_new_tokens} tokens; most may end before.")
     forecast = Forecast(session, optimizer, machine)
     memory = forecast.memory(device)
     step, once, evaluation, first = forecast.seconds()

@@ -14,7 +14,6 @@ from zotune.data.look import look
 from zotune.errors import ConfigError, DataError, FunctionError
 from zotune.history.verify import verify
 from zotune.journal import read
-from zotune.plan import plan
 from zotune.revisit import evaluate_run, log_rows, replay
 from zotune.session import Session
 from zotune.train import resume, train
@@ -196,12 +195,10 @@ def test_refused_before_a_step(
 
 
 def test_refused_combinations(config: Callable[..., TrainConfig], own: Path, answered: Path) -> None:
-    """One number for a batch and a loss for each example; a plan of what is not known."""
+    """One number for a batch and a loss for each example."""
     options = {**GENERATED, "train": answered, "eval": None, "completion_column": "answer", "metric": f"{own}:spread"}
     with pytest.raises(ConfigError, match="grzo needs a loss for each example, and own.py:spread.*one number.*Remedy"):
         Session(config(**options, method="grzo")).begin()
-    with pytest.raises(ConfigError, match="cannot be planned. Remedy"):
-        plan(config(**options), Quiet())
     with pytest.raises(ConfigError, match="macro_f1 needs the same classes in every row"):
         rows = answered.with_name("choices.jsonl")
         rows.write_text('{"question": "was it", "choices": ["good", "bad"], "answer": 0}\n' * 4)

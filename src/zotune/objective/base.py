@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -77,6 +77,13 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """Losses (B,) in fp32, or fp64 where the model's logits are fp64; () for an objective on a set."""
+
+    def rehearse(self, model: nn.Module, batch: Batch, times: Callable[[float], None]) -> None:
+        """The forwards of a loss without a look at a value, for the meta device: the most that there can be.
+
+        `times(n)` says that what follows stands for n of it; fewer forwards than there are then tell the cost of all.
+        """
+        self(model, batch)
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | Sequence[Any] | None]:
         """Losses (B,) and which predictions are right, (B,) bool; for other metrics than accuracy scores, floats.

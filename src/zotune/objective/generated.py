@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zotune.data.asked import Ask
 from zotune.errors import ConfigError, DataError
 from zotune.objective.base import Batch, Example, Objective
-from zotune.objective.generate import Completion, Decoding, complete
+from zotune.objective.generate import Completion, Decoding, complete, rehearse
 from zotune.objective.model_kind import Kind
 from zotune.objective.readers import make_reader
 from zotune.objective.reward import Answers, Score
@@ -100,6 +100,9 @@ class Generated(Objective):
         scores = self.score(answers)
         self._warn(scores)
         return _losses(said, scores)
+
+    def rehearse(self, model: nn.Module, batch: Batch, times: Callable[[float], None]) -> None:
+        rehearse(model, batch["read"], batch["read_mask"], self.decoding.max_new_tokens, times)
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Sequence[Any]]:
         """Losses (B,) and the scores that apply (several: each example's sum, and they); for a set none, and its
