@@ -48,8 +48,8 @@ def foreseen(session: Session) -> dict[str, int] | None:
 
     `runtime` lacks what libraries take in their first step, as long as `zotune plan` has not measured the machine.
     """
-    if session.config.generates:  # how long completions become is not known before
-        return None
+    if session.config.generates or session.server is not None:
+        return None  # how long completions become is not known before, nor what a server takes
     shadow = copy.copy(session)
     shadow.group = shadow.offload = shadow.pool = None
     try:

@@ -23,11 +23,12 @@ from zotune.distributed.sharded import is_part, no_gradient, own_part, put
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
 from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
-from zotune.perturb import Evaluator, Mode, Objective, Perturber, spread_out
+from zotune.perturb import Evaluator, Mode, Perturber, spread_out
 from zotune.records import StepRecord
 from zotune.rule import Block, Rule, decayed_sum
 from zotune.schedule import scheduled
 from zotune.scope import decays, select
+from zotune.scorer import Objective, Scorer
 from zotune.store import store_for
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class ZerothOrder(torch.optim.Optimizer):
             )
         self.parallel = parallel
         lanes = lanes if parallel is None else parallel.lanes(lanes)
-        self.evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage)
+        self.evaluator: Scorer = Evaluator(self.perturber, lanes, max_lanes, coverage)
         for target in self.perturber.targets():
             store_for(target.data.dtype)
         targets = self.perturber.targets()

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from zotune.distributed.sharded import no_gradient, released
 from zotune.estimate import Point
 from zotune.evaluate import evaluating
-from zotune.perturb import Objective, Perturber, batch_rows
+from zotune.perturb import Perturber, batch_rows
 from zotune.scope import blocks
+from zotune.scorer import Objective
 
 
 @final

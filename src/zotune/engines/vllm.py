@@ -1,0 +1,146 @@
+"""vLLM (https://docs.vllm.ai) as the server of a run's steps: stock, with a worker extension. The extra `zotune[vllm]`.
+
+Prefix caching is off: what was cached was computed with other weights. vLLM's parts talk in pickle among themselves, in
+processes of this machine; what zotune sends through them are bytes and numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, final
+
+from zotune.distributed.worker import content
+from zotune.engines.served import Order, Server
+from zotune.engines.vllm_worker import name_of
+from zotune.errors import ConfigError, RunError
+
+# The ranks that vLLM makes room for.
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# What of vLLM's own options a run may set: sizes and speed. Others would change what is computed, or run code.
+OPTIONS: Mapping[str, type] = {
+    "enforce_eager": bool,
+    "gpu_memory_utilization": float,
+    "kv_cache_memory_bytes": int,
+    "max_model_len": int,
+    "max_num_batched_tokens": int,
+    "max_num_seqs": int,
+}
+# Unless the user has set them: processes that begin anew (this one has threads, which a fork would leave hanging), no
+# report to vLLM's makers, and no lines of its own in the run's.
+_ENVIRONMENT = {
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+@final
+class Vllm(Server):
+    """vLLM on this machine. options: of OPTIONS.
+
+    Raises ConfigError for other options, and where vLLM is missing.
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self._options = dict(options or {})
+        self._llm: Any = None
+        for name, value in self._options.items():
+            if name not in OPTIONS:
+                raise ConfigError(f"scorer_args has {name!r}. Remedy: one of {', '.join(OPTIONS)}.")
+            if not isinstance(value, (int, float) if OPTIONS[name] is float else OPTIONS[name]):
+                raise ConfigError(
+                    f"scorer_args: {name} is {value!r}. Remedy: a value of type {OPTIONS[name].__name__}."
+                )
+        if find_spec("vllm") is None:
+            raise ConfigError("--scorer vllm needs vLLM. Remedy: pip install 'zotune[vllm]'; or --scorer torch.")
+
+    def generate(self, prompts: Sequence[str], **sampling: Any) -> list[str]:
+        """Answers of the model as it is trained so far, one for each prompt.
+
+        sampling: arguments of vLLM's `SamplingParams`. Raises RunError before a run has started the server.
+        """
+        from vllm import SamplingParams
+
+        with self.serving() as slot:
+            found = self._llm.generate(
+                list(prompts), SamplingParams(**sampling), lora_request=_request(slot), use_tqdm=False
+            )
+        return [str(each.outputs[0].text) for each in found]
+
+    def close(self) -> None:
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+    def _start(self, order: Order) -> None:
+        rank = next((rank for rank in _RANKS if rank >= order.rank), None)
+        if rank is None:
+            raise ConfigError(
+                f"adapters of rank {order.rank} are needed (the bank's and the probes'), and vLLM takes {_RANKS[-1]} "
+                "at most. Remedy: a smaller --bank-rank, or a smaller --rank of the method."
+            )
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        slots = order.slots + 1  # the last one serves
+        settings: dict[str, Any] = {
+            # The token behind the last scored one is generated too, and thrown away.
+            "max_model_len": order.length + max(1, order.reply),
+            **self._options,
+        }
+        try:
+            self._llm = LLM(
+                model=order.model,
+                dtype=order.dtype,
+                trust_remote_code=order.trust_remote_code,
+                enable_prefix_caching=False,
+                enable_lora=True,
+                max_loras=slots,
+                max_cpu_loras=slots,
+                max_lora_rank=rank,
+                lora_target_modules=sorted({name.rpartition(".")[2] for name in order.layers}),
+                worker_extension_cls="zotune.engines.vllm_worker.Slots",
+                disable_log_stats=True,
+                **settings,
+            )
+        except (ValueError, RuntimeError, OSError, AssertionError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise RunError(
+                f"vLLM did not start: {reason}. Remedy: VLLM_LOGGING_LEVEL=INFO says more; or --scorer torch."
+            ) from error
+        self._call("zotune_start", order.header, order.bank_rank, slots)
+
+    def _follow(self, records: bytes) -> None:
+        self._call("zotune_follow", records)
+
+    def _place(self, step: int | None, adapters: Sequence[tuple[int, int, float]]) -> None:
+        self._call("zotune_place", step, list(adapters))
+
+    def _log_probabilities(self, tokens: Sequence[Sequence[int]], slots: Sequence[int]) -> list[list[float]]:
+        from vllm import SamplingParams
+
+        found = self._llm.generate(
+            [{"prompt_token_ids": list(each)} for each in tokens],
+            SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False),
+            lora_request=[_request(slot) for slot in slots],
+            use_tqdm=False,
+        )
+        return [
+            [each.prompt_logprobs[place][read[place]].logprob for place in range(1, len(read))]
+            for each, read in zip(found, tokens, strict=True)
+        ]
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        for answer in self._llm.collective_rpc(name, args=arguments):
+            content(bytes(answer), "a worker of vLLM")
+
+
+def _request(slot: int) -> Any:
+    """A request of vLLM for the adapter of a slot, which the workers know: its path is never read."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(name_of(slot), slot, name_of(slot))
