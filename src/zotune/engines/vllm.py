@@ -6,15 +6,18 @@ processes of this machine; what zotune sends through them are bytes and numbers.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, final
 
 from zotune.distributed.worker import content
 from zotune.engines.served import Order, Server
 from zotune.engines.vllm_worker import name_of
-from zotune.errors import ConfigError, RunError
+from zotune.errors import ConfigError, RunError, UserError
 
 # The ranks that vLLM makes room for.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -47,6 +50,7 @@ class Vllm(Server):
         super().__init__()
         self._options = dict(options or {})
         self._llm: Any = None
+        self._processes: list[Any] = []  # of the engine, unless it runs in this one
         for name, value in self._options.items():
             if name not in OPTIONS:
                 raise ConfigError(f"scorer_args has {name!r}. Remedy: one of {', '.join(OPTIONS)}.")
@@ -60,14 +64,15 @@ class Vllm(Server):
     def generate(self, prompts: Sequence[str], **sampling: Any) -> list[str]:
         """Answers of the model as it is trained so far, one for each prompt.
 
-        sampling: arguments of vLLM's `SamplingParams`. Raises RunError before a run has started the server.
+        sampling: arguments of vLLM's `SamplingParams`. Raises RunError before a run has started the server, UserError
+        for a prompt that vLLM refuses.
         """
         from vllm import SamplingParams
 
+        settings = SamplingParams(**sampling)
         with self.serving() as slot:
-            found = self._llm.generate(
-                list(prompts), SamplingParams(**sampling), lora_request=_request(slot), use_tqdm=False
-            )
+            request = _request(slot)
+            found = self._asked(lambda llm: llm.generate(list(prompts), settings, lora_request=request, use_tqdm=False))
         return [str(each.outputs[0].text) for each in found]
 
     def close(self) -> None:
@@ -92,6 +97,7 @@ class Vllm(Server):
             "max_model_len": order.length + max(1, order.reply),
             **self._options,
         }
+        before = multiprocessing.active_children()
         try:
             self._llm = LLM(
                 model=order.model,
@@ -108,10 +114,11 @@ class Vllm(Server):
                 **settings,
             )
         except (ValueError, RuntimeError, OSError, AssertionError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = _first_line(error)
             raise RunError(
                 f"vLLM did not start: {reason}. Remedy: VLLM_LOGGING_LEVEL=INFO says more; or --scorer torch."
             ) from error
+        self._processes = [process for process in multiprocessing.active_children() if process not in before]
         self._call("zotune_start", order.header, order.bank_rank, slots)
 
     def _follow(self, records: bytes) -> None:
@@ -123,20 +130,58 @@ class Vllm(Server):
     def _log_probabilities(self, tokens: Sequence[Sequence[int]], slots: Sequence[int]) -> list[list[float]]:
         from vllm import SamplingParams
 
-        found = self._llm.generate(
-            [{"prompt_token_ids": list(each)} for each in tokens],
-            SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False),
-            lora_request=[_request(slot) for slot in slots],
-            use_tqdm=False,
-        )
+        settings = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        prompts = [{"prompt_token_ids": list(each)} for each in tokens]
+        requests = [_request(slot) for slot in slots]
+        found = self._asked(lambda llm: llm.generate(prompts, settings, lora_request=requests, use_tqdm=False))
         return [
             [each.prompt_logprobs[place][read[place]].logprob for place in range(1, len(read))]
             for each, read in zip(found, tokens, strict=True)
         ]
 
     def _call(self, name: str, *arguments: Any) -> None:
-        for answer in self._llm.collective_rpc(name, args=arguments):
+        for answer in self._asked(lambda llm: llm.collective_rpc(name, args=arguments)):
             content(bytes(answer), "a worker of vLLM")
+
+    def _asked(self, call: Callable[[Any], Any]) -> Any:
+        """What a call gives; what vLLM refuses or dies of, in our words.
+
+        vLLM waits for ever for an engine that was killed. So the call waits in a thread, and this one looks after it.
+        """
+        from vllm.exceptions import VLLMClientError
+
+        answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+        def wait() -> None:
+            try:
+                answers.put((call(self._llm), None))
+            except Exception as error:  # raised below, in the thread that asked
+                answers.put((None, error))
+
+        threading.Thread(target=wait, daemon=True).start()
+        while True:
+            try:
+                found, error = answers.get(timeout=0.2)  # in small parts, so that signals get through
+                break
+            except queue.Empty:
+                if not all(process.is_alive() for process in self._processes):
+                    found, error = None, RunError("its process is gone (out of memory?)")
+                    break
+        if isinstance(error, (ValueError, VLLMClientError)):
+            raise UserError(
+                f"vLLM refuses the request: {_first_line(error)}. Remedy: a shorter one, or a larger --scorer-arg "
+                "max_model_len=N."
+            ) from error
+        if error is not None:
+            raise RunError(
+                f"vLLM stopped: {_first_line(error)}. Remedy: `zotune resume RUN` goes on, with --scorer torch if need "
+                "be."
+            ) from error
+        return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _request(slot: int) -> Any:

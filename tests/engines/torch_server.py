@@ -1,0 +1,83 @@
+"""A server that is no more than the base in torch and dense products of the adapters: what any server must equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from zotune.engines.mirror import Mirror
+from zotune.engines.served import Order, Server
+from zotune.errors import RunError
+
+
+@final
+class TorchServer(Server):
+    """`without`: a layer whose adapter it leaves out, as a faulty server would."""
+
+    def __init__(self, without: str = "") -> None:
+        super().__init__()
+        self.closed, self.without = False, without
+        self.followed = 0  # bytes of records
+        self.asked = 0  # sequences
+
+    def _start(self, order: Order) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.order = order
+        self.model = AutoModelForCausalLM.from_pretrained(order.model, dtype=getattr(torch, order.dtype)).eval()
+        self.mirror = Mirror(json.loads(order.header), order.bank_rank, torch.device("cpu"))
+        self.slots: dict[int, dict[str, Tensor]] = {}
+
+    def _follow(self, records: bytes) -> None:
+        self.mirror.follow(records)
+        self.followed += len(records)
+
+    def _place(self, step: int | None, adapters: Sequence[tuple[int, int, float]]) -> None:
+        if step not in (None, self.mirror.step):
+            raise RunError(f"asked for step {step} after {self.mirror.step} steps. Remedy: start again.")
+        for slot, query, scale in adapters:
+            found = self.mirror.adapters(query, scale)
+            assert all(u.shape[1] <= self.order.rank for u, _ in found.values())
+            self.slots[slot] = {
+                f"{name}.weight": self.model.get_submodule(name).weight.detach() + u @ v.t()
+                for name, (u, v) in found.items()
+                if name != self.without
+            }
+
+    def _log_probabilities(self, tokens: Sequence[Sequence[int]], slots: Sequence[int]) -> list[list[float]]:
+        self.asked += len(tokens)
+        return [self._one(list(ids), slot) for ids, slot in zip(tokens, slots, strict=True)]
+
+    @torch.inference_mode()
+    def _one(self, ids: list[int], slot: int) -> list[float]:
+        output: Any = functional_call(self.model, self.slots[slot], kwargs={"input_ids": torch.tensor([ids])})
+        found: Tensor = output.logits[0, :-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])
+        return [float(value) for value in found[:, 0]]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@final
+class Between:
+    """A watch that does something after every step."""
+
+    def __init__(self, what: Callable[[], None]) -> None:
+        self._what = what
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def header(self, info: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def step(self, step: int, steps: int, loss: float, seconds: float, extra: Mapping[str, float]) -> None:
+        self._what()
+
+    def eval(self, step: int, result: Mapping[str, float]) -> None:
+        """Nothing."""
