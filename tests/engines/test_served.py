@@ -28,7 +28,7 @@ from zotune.rebuild import steps_of
 from zotune.revisit import replay
 from zotune.session import Session
 from zotune.train import resume, train
-from zotune.watch import Quiet
+from zotune.watch import Console, Quiet
 
 one_thread = models.one_thread
 Config = Callable[..., TrainConfig]
@@ -79,10 +79,12 @@ def settings_points(settings: TrainConfig) -> list[Point]:
     return Session(settings).build().estimator.points(settings.seed, 0)
 
 
-def test_only_seeds_and_scalars_cross(config: Config) -> None:
-    """The workers hear a header without weights at the start, and then 34 bytes a step."""
+def test_only_seeds_and_scalars_cross(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """The workers hear a header without weights at the start, and then 34 bytes a step. The run says who scores."""
     server = TorchServer()
-    train(config(**SERVED), Quiet(), server=server)
+    train(config(**SERVED), Console(), server=server)
+    said = capsys.readouterr().err
+    assert "torch, adapters of rank 10\n" in said and "a server evaluates the steps" in said and "memory   " not in said
     assert len(server.order.header) < 6000 and server.followed == 6 * 34  # of the last step nobody asked
     with server.serving() as slot:
         assert slot == 3 and server.followed == 7 * 34 + 41  # and the hash at the end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -163,20 +164,22 @@ def test_bfloat16_and_other_methods(served: Config, method: str) -> None:
 
 @needs_vllm
 @pytest.mark.slow
-def test_layers_that_vllm_does_not_adapt_are_named(served: Config, tmp_path: Path) -> None:
-    """The routers and experts of a mixture are not all linear layers of vLLM's: the run does not begin."""
-    import transformers as hf
-
-    folder = tmp_path / "moe"
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    more = {"num_key_value_heads": 1, "vocab_size": 64, "num_local_experts": 4, "max_position_embeddings": 64}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        hf.MixtralForCausalLM(hf.MixtralConfig(**sizes, **more)).save_pretrained(folder)
-    for file in Path(served().model).glob("tokenizer*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    with pytest.raises((CoverageError, ConfigError, RunError), match="Remedy"):
-        train(served(model=str(folder), scorer="vllm", scorer_args=EAGER), Quiet())
+def test_layers_that_vllm_does_not_adapt_are_named(served: Config) -> None:
+    """The worker counts: a layer in scope that vLLM has no adapter for, and one of other rows, are errors here."""
+    session = Session(served())
+    header = session.build().header()
+    names = [parameter["name"] for parameter in header["parameters"]]
+    header["parameters"].append({"name": "model.router.bank_delta", "shape": [4, 64], "dtype": "float32"})
+    header["groups"] = [{"names": [*names, "model.router.bank_delta"], "weight_decay": 0.0}]
+    layers = tuple(name.removesuffix(".bank_delta") for name in header["groups"][0]["names"])
+    said = json.dumps(header).encode()
+    order = Order(session.config.model, "float32", False, said, 8, 12, layers, slots=2, length=9, reply=1)
+    server = Vllm(EAGER)
+    try:
+        with pytest.raises(CoverageError, match="no adapter for model.router of 15 layers.*Remedy: a narrower scope"):
+            server.start(order)
+    finally:
+        server.close()
 
 
 def test_options_are_sizes_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,9 @@ class TorchServer(Server):
         found: Tensor = output.logits[0, :-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])
         return [float(value) for value in found[:, 0]]
 
+    def says(self) -> str:
+        return f"torch, adapters of rank {self.order.rank}"
+
     def close(self) -> None:
         self.closed = True
 

@@ -102,6 +102,10 @@ class Server(ABC):
         """Of every token but the first of each sequence, read with the adapter in its slot."""
 
     @abstractmethod
+    def says(self) -> str:
+        """What it is, in words, once it has started."""
+
+    @abstractmethod
     def close(self) -> None:
         """End it. A server that never started closes too."""
 

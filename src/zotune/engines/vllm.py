@@ -75,6 +75,9 @@ class Vllm(Server):
             found = self._asked(lambda llm: llm.generate(list(prompts), settings, lora_request=request, use_tqdm=False))
         return [str(each.outputs[0].text) for each in found]
 
+    def says(self) -> str:
+        return f"vLLM {self._version}, adapters of rank {self._rank} beside the base"
+
     def close(self) -> None:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
@@ -89,8 +92,9 @@ class Vllm(Server):
             )
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        from vllm import LLM
+        from vllm import LLM, __version__
 
+        self._rank, self._version = rank, str(__version__)
         slots = order.slots + 1  # the last one serves
         settings: dict[str, Any] = {
             # The token behind the last scored one is generated too, and thrown away.
