@@ -54,9 +54,9 @@ def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, value in given.items():
         if name == "method_args":
-            arguments.update(map(_pair, value))
+            arguments.update(_pair(text, "--method-arg rank=2") for text in value)
         elif name == "scorer_args":
-            values[name] = dict(map(_pair, value))
+            values[name] = dict(_pair(text, "--scorer-arg enforce_eager=true") for text in value)
         elif name in METHOD_FLAGS:
             arguments.setdefault(name, _scalar(value))
         elif _is_list(name):
@@ -79,10 +79,10 @@ def _scalar(text: str) -> Any:
     return parse_scalar(text)
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def _pair(text: str, such_as: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ConfigError(f"{text!r} is no argument. Remedy: write name=value, such as --method-arg rank=2.")
+        raise ConfigError(f"{such_as.split()[0]} is {text!r}. Remedy: write name=value, such as {such_as}.")
     return name.strip().replace("-", "_"), _scalar(value)
 
 
