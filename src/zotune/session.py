@@ -33,7 +33,7 @@ from zotune.weights import base_sha256
 if TYPE_CHECKING:
     from zotune.distributed.group import Group
     from zotune.distributed.pool import Pool
-    from zotune.engines.served import Server
+    from zotune.engines.server import Server
 
 
 @final

@@ -20,7 +20,8 @@ from zotune.adapters import added_by
 from zotune.advice import Advisor, check_lr
 from zotune.config import PLACES, TrainConfig
 from zotune.distributed.sharded import gathered
-from zotune.engines.served import Server, server_of
+from zotune.engines.served import server_of
+from zotune.engines.server import Server
 from zotune.errors import ConfigError, RunError
 from zotune.forecast import foreseen, said
 from zotune.journal import HashRecord, Journal, StepRecord

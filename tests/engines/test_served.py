@@ -18,12 +18,13 @@ from tests.engines.torch_server import Between, TorchServer
 import zotune
 from zotune.config import TrainConfig
 from zotune.data.batching import units_of_step
-from zotune.engines.served import server_of
+from zotune.engines.served import _questions, server_of
+from zotune.engines.server import Answer, Question
 from zotune.errors import ConfigError, NonFiniteLoss, RunError
 from zotune.estimate import Point
 from zotune.journal import read
 from zotune.noise import Key
-from zotune.objective.sequences import sequences
+from zotune.objective.sequences import Scored, sequences
 from zotune.rebuild import steps_of
 from zotune.revisit import replay
 from zotune.session import Session
@@ -127,7 +128,7 @@ def test_requests_are_answered_with_what_is_learned(config: Config) -> None:
 
     def ask() -> None:
         with server.serving() as slot:
-            asked.append(tuple(server._log_probabilities([[2, 7, 9, 11, 6]], [slot])[0]))
+            asked.append(tuple(server._answer([Question((2, 7, 9, 11, 6), (), True)], [slot])[0].inner))
 
     with pytest.raises(RunError, match="no run has started this server"), server.serving():
         pass
@@ -143,15 +144,25 @@ def test_requests_are_answered_with_what_is_learned(config: Config) -> None:
         torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_same_sequence_is_scored_once(config: Config, tmp_path: Path) -> None:
-    """Rows with fewer candidates than others, and equal rows, ask for no sequence twice at a point."""
+def test_what_candidates_share_is_read_once(config: Config) -> None:
+    """Words of one token are one question for a row, and equal rows ask it once, at each of two points."""
     settings, server = config(**SERVED, steps=0), TorchServer()
     session = Session(settings, server=server).begin()
     rows = [0, 1, 0, 0]
     batch, before = session.batch(rows), server.asked
     losses = session.optimizer.evaluator.losses(session.objective, batch, settings_points(settings))
-    assert server.asked - before == 2 * len({each.tokens for each in sequences(batch)}) == 2 * 2 * 2
+    assert len({each.tokens for each in sequences(batch)}) == 2 * 2 and server.asked - before == 2 * 2
     assert losses.shape == (2, 4) and torch.equal(losses[:, 0], losses[:, 3])
+
+
+def test_questions_answer_all_sequences() -> None:
+    """Some candidates are scored at their last token, others before it too; 300 words are three questions."""
+    asked = [Scored((1, 2, 7), (2,)), Scored((1, 2, 8), (1, 2)), Scored((1, 3, 7), (2,)), Scored((1, 2, 7), (2,))]
+    assert _questions(asked) == ([0, 0, 1, 0], [Question((1, 2), (7, 8), True), Question((1, 3), (7,), False)])
+    assert _questions([Scored((1, 2, 7), (1,))]) == ([0], [Question((1, 2), (7,), True)])
+    places, questions = _questions([Scored((1, 2, word), (2,)) for word in range(300)])
+    assert [len(each.follow) for each in questions] == [128, 128, 44]
+    assert all(word in questions[place].follow for word, place in enumerate(places))
 
 
 def test_two_phases_from_python(config: Config) -> None:
@@ -173,9 +184,10 @@ def test_a_loss_that_is_not_finite_stops_the_step(config: Config, monkeypatch: p
     real = TorchServer._one
     calls = [0]
 
-    def sick(self: TorchServer, ids: list[int], slot: int) -> list[float]:
+    def sick(self: TorchServer, question: Question, slot: int) -> Answer:
         calls[0] += 1
-        return [float("nan")] * len(ids) if calls[0] == 150 else real(self, ids, slot)
+        found = real(self, question, slot)
+        return replace(found, follow=dict.fromkeys(found.follow, float("nan"))) if calls[0] == 100 else found
 
     monkeypatch.setattr(TorchServer, "_one", sick)
     result = train(settings, Quiet(), server=server)

@@ -21,7 +21,7 @@ from tests.tiny import save_tiny
 
 from zotune.config import TrainConfig
 from zotune.engines import vllm as engine
-from zotune.engines.served import Order
+from zotune.engines.server import Order
 from zotune.engines.vllm import Vllm
 from zotune.errors import ConfigError, CoverageError, RunError, UserError
 from zotune.journal import read

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from zotune.engines.mirror import Mirror
-from zotune.engines.served import Order, Server
+from zotune.engines.server import Answer, Order, Question, Server
 from zotune.errors import RunError
 
 
@@ -49,15 +49,17 @@ class TorchServer(Server):
                 if name != self.without
             }
 
-    def _log_probabilities(self, tokens: Sequence[Sequence[int]], slots: Sequence[int]) -> list[list[float]]:
-        self.asked += len(tokens)
-        return [self._one(list(ids), slot) for ids, slot in zip(tokens, slots, strict=True)]
+    def _answer(self, questions: Sequence[Question], slots: Sequence[int]) -> list[Answer]:
+        self.asked += len(questions)
+        return [self._one(each, slot) for each, slot in zip(questions, slots, strict=True)]
 
     @torch.inference_mode()
-    def _one(self, ids: list[int], slot: int) -> list[float]:
-        output: Any = functional_call(self.model, self.slots[slot], kwargs={"input_ids": torch.tensor([ids])})
-        found: Tensor = output.logits[0, :-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])
-        return [float(value) for value in found[:, 0]]
+    def _one(self, question: Question, slot: int) -> Answer:
+        ids = torch.tensor([question.read])
+        output: Any = functional_call(self.model, self.slots[slot], kwargs={"input_ids": ids})
+        found = output.logits[0].log_softmax(-1)
+        inner: list[float] = found[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist()
+        return Answer(inner if question.inner else [], {token: float(found[-1, token]) for token in question.follow})
 
     def says(self) -> str:
         return f"torch, adapters of rank {self.order.rank}"

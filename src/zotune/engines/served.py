@@ -9,33 +9,31 @@ The batch is scored once for all points; the objective makes losses of the log-p
 from __future__ import annotations
 
 import json
-import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
 from zotune.config import TrainConfig, flag
-from zotune.distributed.pool import Recorder
 from zotune.engines.mirror import columns, layer_of
+from zotune.engines.server import Answer, Order, Question, Server
 from zotune.errors import ConfigError, RunError
 from zotune.estimate import Point
 from zotune.objective.base import Batch, Objective, to_device
-from zotune.objective.sequences import mean_scores, sequences
+from zotune.objective.sequences import Scored, mean_scores, sequences
 from zotune.perturb import Evaluator, Perturber, disagreement
-from zotune.records import Record, encode
 from zotune.scorer import Scorer, Within, nothing
 
 if TYPE_CHECKING:
-    from zotune.journal import Journal
     from zotune.session import Session
 
 # Points of a step that are scored together at most; each has a slot of its own.
 _MOST_SLOTS = 16
+# Tokens that may follow in one question: as many as vLLM takes.
+_MOST_FOLLOWING = 128
 # How much larger than the run's radius that of the second comparison is: there nothing hides in rounding.
 _MAGNIFY = 32.0
 # Options of a run that a served one cannot have, and why.
@@ -46,117 +44,6 @@ _REFUSED = {
     "blocks": "the server perturbs the whole scope in each step",
     "parallel": "the server is one process's",
 }
-
-
-@final
-@dataclass(frozen=True)
-class Order:
-    """What a server is started with.
-
-    model, dtype, trust_remote_code: what it loads. header: of the run, as JSON. bank_rank: the most columns of a bank;
-    rank: of an adapter. layers: the names of those that get one. slots: points that are scored together. length: tokens
-    of the longest sequence that is scored. reply: tokens that an answer to a request may have.
-    """
-
-    model: str
-    dtype: str
-    trust_remote_code: bool
-    header: bytes
-    bank_rank: int
-    rank: int
-    layers: tuple[str, ...]
-    slots: int
-    length: int
-    reply: int
-
-
-class Server(ABC):
-    """An engine that holds a base and, beside it, adapters that its workers make. Abstract: all that begins with `_`.
-
-    One call at a time: a request from another thread waits for the forward that runs, and a step for the request.
-    """
-
-    def __init__(self) -> None:
-        self.told: list[bytes] = []  # records of the run
-        self._known = 0  # of them, those that the workers have replayed
-        self._started = False
-        self._lock = threading.RLock()
-
-    @abstractmethod
-    def _start(self, order: Order) -> None:
-        """Load the model; every worker makes a Mirror. Raises CoverageError for layers that get no adapter."""
-
-    @abstractmethod
-    def _follow(self, records: bytes) -> None:
-        """All workers replay."""
-
-    @abstractmethod
-    def _place(self, step: int | None, adapters: Sequence[tuple[int, int, float]]) -> None:
-        """Write adapters (slot from 1, query, scale) of the step that comes next.
-
-        Raises RunError where a worker is at another one than `step`.
-        """
-
-    @abstractmethod
-    def _log_probabilities(self, tokens: Sequence[Sequence[int]], slots: Sequence[int]) -> list[list[float]]:
-        """Of every token but the first of each sequence, read with the adapter in its slot."""
-
-    @abstractmethod
-    def says(self) -> str:
-        """What it is, in words, once it has started."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """End it. A server that never started closes too."""
-
-    def start(self, order: Order) -> None:
-        """Load the model. Raises UserError (a subclass) where that fails."""
-        with self._lock:
-            if self._started:
-                raise RunError("this server serves a run already. Remedy: a server for each run.")
-            self._start(order)
-            self._started, self._order = True, order
-
-    def tell(self, record: Record) -> None:
-        """What a run without a journal has recorded: for `ZerothOrder.record`."""
-        self.told.append(encode(record))
-
-    def recording(self, journal: Journal) -> Recorder:
-        """A journal for a run's loop, of which the workers hear too."""
-        self.told = [encode(record) for record in journal.records]
-        return Recorder(journal, self.told)
-
-    def score(self, step: int, points: Sequence[Point], tokens: Sequence[Sequence[int]]) -> list[list[list[float]]]:
-        """For each point of `step`, the log-probabilities of every token but the first of each sequence."""
-        count, size, found = len(tokens), self._order.slots, list[list[list[float]]]()
-        with self._lock:
-            self._catch_up()
-            for start in range(0, len(points), size):
-                group = points[start : start + size]
-                self._place(step, [(slot, p.key.query, p.scale) for slot, p in enumerate(group, start=1)])
-                slots = [slot for slot in range(1, len(group) + 1) for _ in tokens]
-                flat = self._log_probabilities(list(tokens) * len(group), slots)
-                found += [flat[at * count : (at + 1) * count] for at in range(len(group))]
-        return found
-
-    @contextmanager
-    def serving(self) -> Iterator[int]:
-        """Within the context nothing is trained; yields the slot that holds what was learned so far.
-
-        Raises RunError before the run has started the server.
-        """
-        with self._lock:
-            if not self._started:
-                raise RunError("no run has started this server yet. Remedy: pass it to zotune.train.train.")
-            self._catch_up()
-            self._place(None, [(self._order.slots + 1, 0, 0.0)])
-            yield self._order.slots + 1
-
-    def _catch_up(self) -> None:
-        """Tell the workers what they do not know yet."""
-        if self._known < len(self.told):
-            self._follow(b"".join(self.told[self._known :]))
-            self._known = len(self.told)
 
 
 @final
@@ -171,11 +58,10 @@ class Served(Scorer):
 
     def losses(self, objective: Any, batch: Batch, points: Sequence[Point], within: Within = nothing) -> Tensor:
         asked = sequences(batch)
-        # Candidates that stand for ones that a row lacks are the same sequence again.
-        place = {tokens: number for number, tokens in enumerate(dict.fromkeys(each.tokens for each in asked))}
+        places, questions = _questions(asked)
         losses = []
-        for found in self._server.score(points[0].key.step, points, list(place)):
-            scored = [[found[place[each.tokens]][at - 1] for at in each.places] for each in asked]
+        for answers in self._server.score(points[0].key.step, points, questions):
+            scored = [_scores_of(each, answers[place]) for each, place in zip(asked, places, strict=True)]
             losses.append(self._objective.from_scores(mean_scores(batch, scored), to_device(batch, "cpu")))
         self.forwards += len(points)
         return torch.stack(losses)
@@ -196,6 +82,35 @@ class Served(Scorer):
                     "Remedy: --scorer torch; --dtype float32 tells whether it is rounding."
                 )
         self.forwards = 0
+
+
+def _questions(asked: Sequence[Scored]) -> tuple[list[int], list[Question]]:
+    """The fewest questions that answer all, and for each sequence the number of its question.
+
+    Candidates that differ in their last token alone are one question: what stands before it is read once.
+    """
+    last: dict[tuple[tuple[int, ...], int], tuple[list[int], list[bool]]] = {}
+    keys = []
+    for each in asked:
+        read, end, part = each.tokens[:-1], each.tokens[-1], 0
+        while True:
+            follow, inner = last.setdefault((read, part), ([], []))
+            if end in follow or len(follow) < _MOST_FOLLOWING:
+                break
+            part += 1
+        if end not in follow:
+            follow.append(end)
+        inner.append(each.places[0] < len(read))
+        keys.append((read, part))
+    number = {key: at for at, key in enumerate(last)}
+    questions = [Question(read, tuple(follow), any(inner)) for (read, _), (follow, inner) in last.items()]
+    return [number[key] for key in keys], questions
+
+
+def _scores_of(each: Scored, answer: Answer) -> list[float]:
+    """Log-probabilities of the scored tokens of a sequence."""
+    end = len(each.tokens) - 1
+    return [answer.follow[each.tokens[at]] if at == end else answer.inner[at - 1] for at in each.places]
 
 
 def served(session: Session, server: Server) -> Served:
@@ -225,7 +140,7 @@ def served(session: Session, server: Server) -> Served:
             rank=columns(optimizer, config.bank_rank, config.steps),
             layers=tuple(layer_of(parameter["name"]) for parameter in header["parameters"]),
             slots=min(len(points), _MOST_SLOTS),
-            length=max(session.lengths) + 1,
+            length=max(session.lengths),
             reply=config.max_new_tokens,
         )
     )

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any, final
 
 from zotune.distributed.worker import content
-from zotune.engines.served import Order, Server
+from zotune.engines.server import Answer, Order, Question, Server
 from zotune.engines.vllm_worker import name_of
 from zotune.errors import ConfigError, RunError, UserError
 
@@ -97,7 +97,7 @@ class Vllm(Server):
         self._rank, self._version = rank, str(__version__)
         slots = order.slots + 1  # the last one serves
         settings: dict[str, Any] = {
-            # The token behind the last scored one is generated too, and thrown away.
+            # Where a step is scored one token is generated too, and thrown away.
             "max_model_len": order.length + max(1, order.reply),
             **self._options,
         }
@@ -131,17 +131,23 @@ class Vllm(Server):
     def _place(self, step: int | None, adapters: Sequence[tuple[int, int, float]]) -> None:
         self._call("zotune_place", step, list(adapters))
 
-    def _log_probabilities(self, tokens: Sequence[Sequence[int]], slots: Sequence[int]) -> list[list[float]]:
+    def _answer(self, questions: Sequence[Question], slots: Sequence[int]) -> list[Answer]:
         from vllm import SamplingParams
 
-        settings = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        prompts = [{"prompt_token_ids": list(each)} for each in tokens]
+        prompts = [{"prompt_token_ids": list(each.read)} for each in questions]
+        settings = [
+            SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                prompt_logprobs=0 if each.inner else None,
+                logprob_token_ids=list(each.follow),
+                detokenize=False,
+            )
+            for each in questions
+        ]
         requests = [_request(slot) for slot in slots]
         found = self._asked(lambda llm: llm.generate(prompts, settings, lora_request=requests, use_tqdm=False))
-        return [
-            [each.prompt_logprobs[place][read[place]].logprob for place in range(1, len(read))]
-            for each, read in zip(found, tokens, strict=True)
-        ]
+        return [_read(output, question) for output, question in zip(found, questions, strict=True)]
 
     def _call(self, name: str, *arguments: Any) -> None:
         for answer in self._asked(lambda llm: llm.collective_rpc(name, args=arguments)):
@@ -182,6 +188,15 @@ class Vllm(Server):
                 "be."
             ) from error
         return found
+
+
+def _read(output: Any, question: Question) -> Answer:
+    places = range(1, len(question.read)) if question.inner else ()
+    behind = output.outputs[0].logprobs[0]
+    return Answer(
+        [output.prompt_logprobs[place][question.read[place]].logprob for place in places],
+        {token: behind[token].logprob for token in question.follow},
+    )
 
 
 def _first_line(error: Exception) -> str:
