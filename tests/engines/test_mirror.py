@@ -24,12 +24,13 @@ from zotune.records import HashRecord, Record, encode
 one_thread = models.one_thread
 BATCH = {"input_ids": torch.tensor([[1, 7, 9, 11], [1, 5, 6, 7]])}
 CPU = torch.device("cpu")
-# What keeps its basis for a window, learns from every step, and has a basis for every query.
+# What keeps its basis for a window, learns from every step, has a basis for every query, and a basis on the left.
 METHODS_AND_ARGUMENTS: dict[str, dict[str, Any]] = {
     "lozo": {"rank": 2, "interval": 3, "queries": 2},
     "lozo_m": {"rank": 2, "interval": 2},
     "subzero": {"rank": 2, "interval": 3, "adam": True},
     "eggroll": {"population": 4, "rank": 2},
+    "zo_muon": {"rank": 4, "interval": 3, "queries": 2},
 }
 
 

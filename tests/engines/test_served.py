@@ -59,9 +59,18 @@ def apart(settings: TrainConfig, run: Path) -> float:
         {"label_words": None, "template": None},
         {"micro_batch_size": 4, "queries": 2},
         {"method": "eggroll", "method_args": {"population": 4}},
+        {"method": "zo_muon", "method_args": {"rank": 4, "interval": 3}, "lr": 1e-3},
         {"scope": "bank&regex:v_proj|down_proj"},
     ],
-    ids=["words", "candidates of several tokens", "language model", "micro-batches, queries", "population", "layers"],
+    ids=[
+        "words",
+        "candidates of several tokens",
+        "language model",
+        "micro-batches, queries",
+        "population",
+        "matrix sign",
+        "layers",
+    ],
 )
 def test_losses_are_those_of_the_model(config: Config, other: dict[str, Any]) -> None:
     """At every step, at the same points and weights: to 1e-5; the run replays to its hash without a server."""

@@ -114,8 +114,8 @@ def columns(optimizer: ZerothOrder, bank_rank: int, steps: int) -> int:
     for target in optimizer.perturber.targets():
         probe = optimizer.direction.factors(target, keys[0])
         summed = optimizer.direction.combined(target, [(key, 1.0) for key in keys])
-        if probe is not None and summed is not None:
-            of_a_fold = summed.u.shape[1]
+        if probe is not None:
+            of_a_fold = (probe if summed is None else summed).u.shape[1]
             most = max(most, min(bank_rank, folds * of_a_fold) + of_a_fold + probe.u.shape[1])
     return most
 
