@@ -33,7 +33,7 @@ OPTIONS: Mapping[str, type] = {
 # Unless the user has set them: processes that begin anew (this one has threads, which a fork would leave hanging), no
 # report to vLLM's makers, and no lines of its own in the run's.
 _ENVIRONMENT = {
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
