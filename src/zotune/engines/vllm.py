@@ -117,7 +117,7 @@ class Vllm(Server):
                 disable_log_stats=True,
                 **settings,
             )
-        except (ValueError, RuntimeError, OSError, AssertionError) as error:
+        except Exception as error:  # of any library below it
             reason = _first_line(error)
             raise RunError(
                 f"vLLM did not start: {reason}. Remedy: VLLM_LOGGING_LEVEL=INFO says more; or --scorer torch."
