@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import save_tiny
 
 from zotune.calibrate import Machine
 from zotune.cli import main
@@ -84,10 +86,18 @@ def place(tmp_path: Path, tiny: Callable[[str], Path], movies: Path, monkeypatch
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reading a model of transformers
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_page_runs(page: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_runs(
+    page: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Files, commands and Python of a page, in their order."""
     if "--quantize" in page.read_text(encoding="utf-8") and not (find_spec("torchao") and find_spec("bitsandbytes")):
         pytest.skip("torchao or bitsandbytes is not installed: pip install 'zotune[quant]'")
+    if "--scorer vllm" in page.read_text(encoding="utf-8"):
+        if find_spec("vllm") is None:
+            pytest.skip("vLLM is not installed: pip install 'zotune[vllm]'")
+        save_tiny("llama", place / "MODEL", hidden_size=64)  # heads of 32 numbers are the least that vLLM takes
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        warnings.simplefilter("ignore")  # the imports of vLLM and its libraries warn
     namespace: dict[str, Any] = {"__name__": page.stem}
     threads, ran = torch.get_num_threads(), 0
     try:

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 # Only the user's own flag may let other people's code run: never a file that may come from someone else's run.
 NEVER_FROM_FILE = ("trust_remote_code", "allow_task_code")
 # Where things lie, what computes them and in how much memory: a run may be moved. All other options stay what the run
-# began with. rows_per_forward and eval_batch_size change the last bits of losses, nothing that they are losses of.
+# began with. rows_per_forward, eval_batch_size and scorer change the last bits of losses, nothing that they are losses
+# of.
 PLACES = (
     "model", "sensitive", "train", "eval", "data_dir", "output_dir", "device", "device_map", "offload", "threads",
     "parallel", "check_every", "track", "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb",
-    "rows_per_forward", "eval_batch_size",
+    "rows_per_forward", "eval_batch_size", "scorer", "scorer_args",
 )  # fmt: skip
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
@@ -135,6 +136,10 @@ class TrainConfig:
         Literal["cpu", "disk"] | None,
         Opt("Where the blocks of a model wait that the device (cpu) or the memory (disk) cannot hold."),
     ] = None
+    scorer: Annotated[
+        Literal["torch", "vllm"], Opt("What gives the losses of the steps: the model itself, or vLLM beside it.")
+    ] = "torch"
+    scorer_args: Annotated[dict[str, Any], Opt("Options of vLLM: sizes and speed.")] = field(default_factory=dict)
     lr_schedule: Annotated[Literal["constant", "linear", "cosine"], Opt("Course of the learning rate.")] = "constant"
     warmup_steps: Annotated[int, Opt("Steps in which the learning rate rises from 0.", ge=0)] = 0
     lanes: Annotated[Literal["auto", "on", "off"], Opt("Evaluate both sides of a direction in one forward.")] = "auto"

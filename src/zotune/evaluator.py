@@ -8,13 +8,13 @@ are evaluated one at a time, and the reason is kept in `reason`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zotune.direction import Direction
 from zotune.distributed.sharded import no_gradient
@@ -23,41 +23,32 @@ from zotune.estimate import Point
 from zotune.lazy import Lanes, LaneUnsupported
 from zotune.machine import is_shortage
 from zotune.perturb import Perturber
+from zotune.scorer import Objective, Scorer, Within, nothing
 
 logger = logging.getLogger(__name__)
 
-Objective = Callable[[nn.Module, Any], Tensor]
 Mode = Literal["auto", "on", "off"]
-Within = Callable[[int], AbstractContextManager[None]]
 
 # How much larger than the run's radius the second self-check's is.
 _MAGNIFY = 32.0
 
 
-def _nothing(lanes: int) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
 @final
-class Evaluator:
+class Evaluator(Scorer):
     """Losses of an objective at several points: in lanes where that is proven right, one by one elsewhere."""
 
     def __init__(self, perturber: Perturber, lanes: Mode = "auto", max_lanes: int = 2, coverage: bool = True) -> None:
         self.perturber = perturber
         self.max_lanes = max_lanes
         self.reason = "lanes=off was asked for" if lanes == "off" else ""
-        self.mode: Literal["undecided", "lanes", "sequential"] = "sequential" if lanes == "off" else "undecided"
+        self.mode = "sequential" if lanes == "off" else "undecided"
         self._must = lanes == "on"
         self.coverage = coverage
         self._proven: list[str] = []  # how the proven forward read its activations
         self._judged = False  # whether the objective is known to give one loss for each example
         self.forwards = 0
 
-    def losses(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within = _nothing) -> Tensor:
-        """Per-example losses at each point, (points, examples) float64 on the CPU; a scalar loss counts as one example.
-
-        `within(lanes)` is entered around each forward of that many copies of the batch (reused activations, for one).
-        """
+    def losses(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within = nothing) -> Tensor:
         if not self._judged and any(point.each for point in points):
             self._judge(objective, batch, replace(points[0], scale=0.0), within)
         if self.mode == "undecided":
@@ -168,7 +159,7 @@ class Evaluator:
         if self.coverage:
             self.perturber.check_coverage(lanes)
 
-    def decide(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within = _nothing) -> None:
+    def decide(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within = nothing) -> None:
         """Lanes if this batch proves them equal to one evaluation at a time; else sequential, with the reason.
 
         The first `losses` call does it. A resumed run calls it with the run's first batch on the base weights instead,
@@ -228,15 +219,25 @@ def spread_out(point: Point, rows: int) -> list[Point]:
 
 
 def _compare(together: Tensor, alone: Tensor, dtype: torch.dtype) -> None:
-    """A wrong lane is off by what separates the points; a right one by rounding. Non-finite losses must match too."""
-    if not torch.equal(together.isfinite(), alone.isfinite()):
+    off = disagreement(together, alone, dtype)
+    if off == math.inf:
         raise LaneUnsupported("lanes and single evaluations differ in which losses are finite")
-    fine = together.isfinite()
-    error = (together - alone)[fine].abs()
-    spread = (alone - alone.mean(0)).abs().masked_fill(~fine, 0).amax()
-    rounding = 64 * torch.finfo(dtype).eps * (1 + alone[fine].abs())
-    if bool((error > torch.maximum(rounding, 0.02 * spread)).any()):
-        raise LaneUnsupported(f"lanes differ from single evaluations by {float(error.max()):.3g} on the first batch")
+    if off:
+        raise LaneUnsupported(f"lanes differ from single evaluations by {off:.3g} on the first batch")
+
+
+def disagreement(found: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
+    """0, or by how much losses (points, examples) are off; inf where others are finite.
+
+    An evaluation at wrong weights is off by what separates the points; a right one by rounding in `dtype`.
+    """
+    if not torch.equal(found.isfinite(), expected.isfinite()):
+        return math.inf
+    fine = found.isfinite()
+    error = (found - expected)[fine].abs()
+    spread = (expected - expected.mean(0)).abs().masked_fill(~fine, 0).amax()
+    rounding = 64 * torch.finfo(dtype).eps * (1 + expected[fine].abs())
+    return float(error.max()) if bool((error > torch.maximum(rounding, 0.02 * spread)).any()) else 0.0
 
 
 def batch_rows(batch: Any) -> int | None:

@@ -48,6 +48,8 @@ def foreseen(session: Session) -> dict[str, int] | None:
 
     `runtime` lacks what libraries take in their first step, as long as `zotune plan` has not measured the machine.
     """
+    if session.server is not None:  # what a server takes is not known
+        return None
     shadow = copy.copy(session)
     shadow.group = shadow.offload = shadow.pool = None
     try:

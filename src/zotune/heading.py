@@ -64,6 +64,7 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
             if reuse.depth
             else f"nothing: {reuse.reason}",
             **_shared_out(session),
+            **({} if session.server is None else {"scorer": session.server.says()}),
             **({"memory": said(terms)} if terms else {}),
             **({} if session.offload is None else {"offload": session.offload.says()}),
             "kept": _kept(session),

@@ -22,7 +22,7 @@ from zotune.direction import Direction, State, Target, add_up
 from zotune.distributed.sharded import is_part, no_gradient, put
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
-from zotune.evaluator import Evaluator, Mode, Objective, spread_out
+from zotune.evaluator import Evaluator, Mode, spread_out
 from zotune.groups import decay_groups, given_groups
 from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
 from zotune.perturb import Perturber
@@ -30,6 +30,7 @@ from zotune.records import StepRecord
 from zotune.refusals import check_banks, check_folding, check_offload, no_bank
 from zotune.rule import Block, Rule, decayed_sum
 from zotune.schedule import scheduled
+from zotune.scorer import Objective, Scorer
 from zotune.store import store_for
 from zotune.writing import write
 
@@ -113,7 +114,7 @@ class ZerothOrder(torch.optim.Optimizer):
             )
         self.parallel = parallel
         lanes = lanes if parallel is None else parallel.lanes(lanes)
-        self.evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage)
+        self.evaluator: Scorer = Evaluator(self.perturber, lanes, max_lanes, coverage)
         for target in self.perturber.targets():
             store_for(target.data.dtype)
         targets = self.perturber.targets()

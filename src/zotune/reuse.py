@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from zotune.distributed.sharded import no_gradient, released
 from zotune.estimate import Point
 from zotune.evaluate import evaluating
-from zotune.evaluator import Objective, batch_rows
+from zotune.evaluator import batch_rows
 from zotune.perturb import Perturber
 from zotune.scope import blocks
+from zotune.scorer import Objective
 
 
 @final

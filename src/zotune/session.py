@@ -33,6 +33,7 @@ from zotune.weights import base_sha256
 if TYPE_CHECKING:
     from zotune.distributed.group import Group
     from zotune.distributed.pool import Pool
+    from zotune.engines.server import Server
 
 
 @final
@@ -41,7 +42,7 @@ class Session:
 
     `model` stands for the one that the config names: one without weights, to plan with. `functions` are the rewards or
     the metric that the config names: without them they are imported, which runs their code. `group`: the processes
-    that train together. `pool`: the workers that evaluate the steps.
+    that train together. `pool`: the workers that evaluate the steps; `server`: what scores them in their place.
     """
 
     optimizer: ZerothOrder
@@ -54,12 +55,13 @@ class Session:
         functions: Functions | None = None,
         group: Group | None = None,
         pool: Pool | None = None,
+        server: Server | None = None,
     ) -> None:
         if config.method not in METHODS:
             raise ConfigError(f"unknown method {config.method!r}. Remedy: one of {', '.join(METHODS)}.")
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.config, self.scope, self.group, self.pool = config, config.scope, group, pool
+        self.config, self.scope, self.group, self.pool, self.server = config, config.scope, group, pool, server
         self.functions = find_functions(config) if functions is None else functions
         source = load_source(config, training)
         self.train_sha256 = source.train.sha256 if source.train else ""
@@ -77,7 +79,8 @@ class Session:
         # The training rows first: they fix which labels there are.
         self.examples = _encode(self.objective, source.train) if source.train else []
         self.eval_examples = _encode(self.objective, source.eval) if source.eval else None
-        self.objective.prepare(self.model, [*self.examples, *(self.eval_examples or [])])
+        if server is None:  # which is given a sequence for each candidate
+            self.objective.prepare(self.model, [*self.examples, *(self.eval_examples or [])])
         self.measure = self.objective.for_evaluation()
 
     def begin(self) -> Session:
@@ -97,7 +100,12 @@ class Session:
         # Always the run's first batch and the base weights, so that a resumed run decides as the first one did.
         first = units_of_step(len(self.units), self.units_per_step, config.seed, 0)[0]
         batch, points = self.batch(self.parts(first)[0]), self.optimizer.estimator.points(config.seed, 0)
-        if self.objective.one_forward:
+        if self.server is not None:
+            from zotune.engines.served import served
+
+            self.optimizer.evaluator = served(self, self.server)
+            self.reuse.reason = "a server evaluates the steps"
+        elif self.objective.one_forward:
             self.reuse.prepare(self.objective, batch, next(point for point in points if point.scale))
         else:
             self.reuse.reason = "a loss takes several forwards"

@@ -18,6 +18,8 @@ from zotune.advice import Advisor
 from zotune.catch_up import CARRIED, catch_up
 from zotune.config import PLACES, TrainConfig
 from zotune.distributed.sharded import gathered
+from zotune.engines.served import server_of
+from zotune.engines.server import Server
 from zotune.errors import ConfigError, RunError
 from zotune.heading import say_header, say_versions
 from zotune.journal import HashRecord, Journal, StepRecord
@@ -50,6 +52,7 @@ def train(
     metric: Callable[..., Any] | None = None,
     group: Group | None = None,
     pool: Pool | None = None,
+    server: Server | None = None,
 ) -> dict[str, Any]:
     """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds,
     forwards (of the whole run's steps) and, with held-out rows, accuracy_before and accuracy_after (None where
@@ -57,7 +60,7 @@ def train(
 
     `rewards` or `metric` are functions in place of those that a config can name; code that it names is imported.
     `group`: the processes that share the work; all of them call this, and process 0 alone writes. `pool`: workers that
-    evaluate the steps.
+    evaluate the steps. `server`: scores the steps in place of the model, and stays open (`zotune.engines`).
     Raises UserError (a subclass) for anything the user can mend; what was recorded stays and can be resumed.
     """
     passed = given_functions(rewards, metric)
@@ -65,15 +68,20 @@ def train(
         config = replace(config, reward=[each.name for each in passed.reward])
     if passed.metric is not None:
         config = replace(config, metric=passed.metric.name)
-    return _begin(config, watch, passed if passed.all() else None, group, pool)
+    return _begin(config, watch, passed if passed.all() else None, group, pool, server)
 
 
 def _begin(
-    config: TrainConfig, watch: Watch, functions: Functions | None, group: Group | None, pool: Pool | None = None
+    config: TrainConfig,
+    watch: Watch,
+    functions: Functions | None,
+    group: Group | None,
+    pool: Pool | None = None,
+    server: Server | None = None,
 ) -> dict[str, Any]:
     config = config.absolute()
-    with _created(config, group) as folder:
-        session = Session(config, functions=functions, group=group, pool=pool)
+    with server_of(config, server, alone=group is None and pool is None) as server, _created(config, group) as folder:
+        session = Session(config, functions=functions, group=group, pool=pool, server=server)
         with explained(session):
             header = _agreed(session.begin())
             if added_by(config.scope) == "prefix" and isinstance(folder, RunFolder):
@@ -96,6 +104,7 @@ def resume(
     allow_task_code: bool = False,
     places: Mapping[str, Any] | None = None,
     pool: Pool | None = None,
+    server: Server | None = None,
 ) -> dict[str, Any]:
     """Continue an interrupted run to its last step; returns what `train` returns. A finished run changes nothing.
 
@@ -125,12 +134,12 @@ def resume(
         config = replace(config_of(paths, trust_remote_code, allow_task_code), **places)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
-        return _begin(config, watch, functions, group, pool)
+        return _begin(config, watch, functions, group, pool, server)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
         config = replace(config_of(paths, trust_remote_code, allow_task_code), **places)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
-        return _continue(config, folder, journal, watch, functions, group, pool)
+        return _continue(config, folder, journal, watch, functions, group, pool, server)
 
 
 def _allowed(places: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,15 +186,17 @@ def _continue(
     functions: Functions | None,
     group: Group | None,
     pool: Pool | None = None,
+    server: Server | None = None,
 ) -> dict[str, Any]:
-    session = Session(config, functions=functions, group=group, pool=pool)
-    with explained(session):
-        header = _agreed(session.begin())
-        check_same(journal.header, header, folder.paths)
-        say_versions(journal.header, header, watch)
-        terms = say_header(session, watch)
-        catch_up(session, folder, journal, watch)
-        return _loop(session, folder, journal, watch) | terms
+    with server_of(config, server, alone=group is None and pool is None) as server:
+        session = Session(config, functions=functions, group=group, pool=pool, server=server)
+        with explained(session):
+            header = _agreed(session.begin())
+            check_same(journal.header, header, folder.paths)
+            say_versions(journal.header, header, watch)
+            terms = say_header(session, watch)
+            catch_up(session, folder, journal, watch)
+            return _loop(session, folder, journal, watch) | terms
 
 
 def _created(config: TrainConfig, group: Group | None) -> Folder:
@@ -228,6 +239,8 @@ def _loop(session: Session, folder: Folder, journal: Log | Recorder, watch: Watc
     config, optimizer = session.config, session.optimizer
     if session.pool is not None and isinstance(journal, Journal):
         journal = session.pool.recording(session, journal)
+    if session.server is not None and isinstance(journal, Journal):
+        journal = session.server.recording(journal)
     written: list[StepRecord] = []
     hashed = {record.step for record in journal.records if isinstance(record, HashRecord)}
 

@@ -34,9 +34,10 @@ def test_values(given: dict[str, Any], values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("text", ["rank", "=2", " =2"])
 def test_method_arg_without_a_name(text: str) -> None:
-    """`--method-arg` wants name=value."""
-    with pytest.raises(ConfigError, match="--method-arg is .*name=value"):
-        values_of({"method_args": [text]})
+    """`--method-arg` wants name=value, and so does `--scorer-arg`."""
+    for name, flag in (("method_args", "--method-arg"), ("scorer_args", "--scorer-arg")):
+        with pytest.raises(ConfigError, match=f"{flag} is .*name=value, such as {flag}"):
+            values_of({name: [text]})
 
 
 def test_signature_has_every_option() -> None:

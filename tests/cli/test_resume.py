@@ -21,8 +21,8 @@ def test_resume(cli: Any, fakes: Any, run_folder: Path) -> None:
     assert fakes.calls[-1][2] == {**off, **allowed}
     assert cli("resume", run_folder, "--rows-per-forward", "2", "--eval-batch-size", "1", "--reuse-mb", "0").code == 0
     assert fakes.calls[-1][2]["places"] == {"rows_per_forward": 2, "eval_batch_size": 1, "reuse_mb": 0}
-    assert cli("resume", run_folder, "--offload", "disk").code == 0
-    assert fakes.calls[-1][2]["places"] == {"offload": "disk"}
+    assert cli("resume", run_folder, "--offload", "disk", "--scorer", "torch").code == 0
+    assert fakes.calls[-1][2]["places"] == {"offload": "disk", "scorer": "torch"}
 
 
 def test_resume_needs_a_run(cli: Any, fakes: Any, tmp_path: Path) -> None:

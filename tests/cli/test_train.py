@@ -25,7 +25,7 @@ GIVEN = {
     "warmup_steps": "3", "lanes": "off", "reuse_mb": "0", "max_length": "64", "eval_every": "10",
     "eval_batch_size": "4", "rows_per_forward": "2", "snapshot_every": "5", "threads": "1", "on_nonfinite": "skip",
     "parallel": "data+probes", "check_every": "50", "offload": "disk",
-    "quantize": "int8", "sensitive": "mask.safetensors", "bank_rank": "32",
+    "quantize": "int8", "sensitive": "mask.safetensors", "bank_rank": "32", "scorer": "vllm",
 }  # fmt: skip
 
 TASK = {
@@ -47,18 +47,25 @@ def test_every_option_has_its_flag(cli: Any, fakes: Any) -> None:
     ) - {
         "completion_column",
         "method_args",
+        "scorer_args",
         "track",  # opens trackers: tests/test_track.py
         "trust_remote_code",
         "allow_task_code",
     }
     flags = [word for name, value in GIVEN.items() for word in (flag(name), value)]
-    outcome = cli("train", *flags, "--rank", "2", "--method-arg", "interval=50", "--trust-remote-code")
+    arguments = ["--method-arg", "interval=50", "--scorer-arg", "max_num_seqs=64", "--scorer-arg", "enforce_eager=true"]
+    outcome = cli("train", *flags, "--rank", "2", *arguments, "--trust-remote-code")
     assert outcome.code == 0, outcome.stderr
     (config, watch), _ = next(call[1:] for call in fakes.calls if call[0] == "train")
     values: dict[str, Any] = GIVEN | {
         "label_words": ["terrible", "great"], "labels": [0, 1], "lora_targets": ["q", "v"]
     }  # fmt: skip
-    expected = TrainConfig(**values, method_args={"rank": 2, "interval": 50}, trust_remote_code=True).absolute()
+    expected = TrainConfig(
+        **values,
+        method_args={"rank": 2, "interval": 50},
+        trust_remote_code=True,
+        scorer_args={"max_num_seqs": 64, "enforce_eager": True},
+    ).absolute()
     assert config == expected and isinstance(watch, Console)
     assert config.train.is_absolute() and config.output_dir.is_absolute()
 
@@ -94,9 +101,9 @@ def test_every_option_of_a_score_has_its_flag(cli: Any, fakes: Any, given: dict[
 def test_help_lists_every_flag_and_choice(cli: Any) -> None:
     """The help names each option once, with the values of a choice."""
     text = cli("train", "--help").stdout
-    for name in {*OPTIONS, *METHOD_FLAGS} - {"method_args"}:
+    for name in {*OPTIONS, *METHOD_FLAGS} - {"method_args", "scorer_args"}:
         assert text.count(f"  {flag(name)} ") == 1, name
-    assert "--method-arg NAME=VALUE" in text and "--config FILE" in text
+    assert "--method-arg NAME=VALUE" in text and "--scorer-arg NAME=VALUE" in text and "--config FILE" in text
     for name in OPTIONS:
         kind = hints()[name].__origin__
         if get_origin(kind) is Literal:

@@ -54,7 +54,9 @@ def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, value in given.items():
         if name == "method_args":
-            arguments.update(map(_pair, value))
+            arguments.update(_pair(text, "--method-arg rank=2") for text in value)
+        elif name == "scorer_args":
+            values[name] = dict(_pair(text, "--scorer-arg enforce_eager=true") for text in value)
         elif name in METHOD_FLAGS:
             arguments.setdefault(name, _scalar(value))
         elif _is_list(name):
@@ -77,10 +79,10 @@ def _scalar(text: str) -> Any:
     return parse_scalar(text)
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def _pair(text: str, such_as: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ConfigError(f"--method-arg is {text!r}. Remedy: write name=value, such as --method-arg rank=2.")
+        raise ConfigError(f"{such_as.split()[0]} is {text!r}. Remedy: write name=value, such as {such_as}.")
     return name.strip().replace("-", "_"), _scalar(value)
 
 
@@ -101,6 +103,8 @@ def _parameter(name: str) -> inspect.Parameter:
         return _make(name, str | None, flag(name), f"{METHOD_FLAGS[name]} Only for methods that take it.", "VALUE")
     if name == "method_args":
         return _make(name, list[str] | None, "--method-arg", "Any argument of the method; repeatable.", "NAME=VALUE")
+    if name == "scorer_args":
+        return _make(name, list[str] | None, "--scorer-arg", "An option of vLLM; repeatable.", "NAME=VALUE")
     help_text = hints()[name].__metadata__[0].help
     default = next(f.default for f in dataclasses.fields(TrainConfig) if f.name == name)
     if default is dataclasses.MISSING:

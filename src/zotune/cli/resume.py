@@ -22,6 +22,9 @@ def command(
     offload: Annotated[
         str | None, typer.Option(help="Where blocks wait that do not fit: cpu or disk.", show_default=False)
     ] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="What gives the losses from here on: torch or vllm.", show_default=False)
+    ] = None,
     reuse_mb: Annotated[
         int | None, typer.Option(help="MB for activations below the scope that are kept; 0: none.", min=0)
     ] = None,
@@ -36,6 +39,7 @@ def command(
             "eval_batch_size": eval_batch_size,
             "reuse_mb": reuse_mb,
             "offload": offload,
+            "scorer": scorer,
         }
         places = {name: value for name, value in given.items() if value is not None}
         session.run = run

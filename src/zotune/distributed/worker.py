@@ -63,11 +63,11 @@ class Worker:
 
     def join(self) -> bytes:
         """Load the model and the rows. The answer holds host, process and what the run is, to be compared."""
-        return _answered(self._join)
+        return answered(self._join)
 
     def evaluate(self, records: bytes, task: bytes) -> bytes:
         """Replay `records`, which follow those of the calls before, then evaluate. The answer holds the losses."""
-        return _answered(lambda: self._evaluate(records, task))
+        return answered(lambda: self._evaluate(records, task))
 
     def _join(self) -> bytes:
         from zotune.resolve import resolve
@@ -147,7 +147,8 @@ def content(answer: bytes, who: str) -> bytes:
     raise RunError(f"{who} failed: {told['kind']}: {said}. Remedy: its machine's logs say more.")
 
 
-def _answered(what: Callable[[], bytes]) -> bytes:
+def answered(what: Callable[[], bytes]) -> bytes:
+    """What `what` gives, or what went wrong, for `content` to read."""
     try:
         return _FINE + what()
     except Exception as error:  # whatever it is, the driver says it

@@ -53,6 +53,7 @@ class Objective(ABC):
     in one forward; empty where they may. set_level: whether a batch has one loss, of shape (), and no losses of its
     examples; then `over_set` measures a whole set. says: what is scored, in words, where that is not plain. parts: the
     names of several scores whose weighted sum is the metric: `judge` then gives a row for each example, the sum first.
+    by_scores: whether `from_scores` gives the losses.
     """
 
     metric: str = "accuracy"
@@ -61,6 +62,7 @@ class Objective(ABC):
     set_level: bool = False
     says: str = ""
     parts: tuple[str, ...] = ()
+    by_scores: bool = False
 
     @abstractmethod
     def encode(self, rows: Sequence[dict[str, Any]]) -> list[Example]:
@@ -91,6 +93,10 @@ class Objective(ABC):
         None where nothing is predicted. An objective on a set gives no losses, and what `over_set` takes.
         """
         return self(model, batch), None
+
+    def from_scores(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Losses (B,) from the candidates' mean log-probabilities (B, C), whoever computed them (`sequences.py`)."""
+        raise NotImplementedError
 
     def over_set(self, found: Sequence[Any]) -> float:
         """The metric of a whole set, from what `judge` found of its examples."""

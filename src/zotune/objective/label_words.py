@@ -35,6 +35,8 @@ class LabelWords(Objective):
     Prompts that do not fit `max_length` tokens lose tokens at the left, never special or mask tokens.
     """
 
+    by_scores = True
+
     def __init__(
         self,
         tokenizer: Any,
@@ -102,13 +104,15 @@ class LabelWords(Objective):
         """(B,) int64: index of the highest score, the first of equals."""
         return self.scores(model, batch).argmax(dim=1)
 
+    def from_scores(self, scores: Tensor, batch: Batch) -> Tensor:
+        return functional.cross_entropy(scores, batch["label"], reduction="none")
+
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        return functional.cross_entropy(self.scores(model, batch), batch["label"], reduction="none")
+        return self.from_scores(self.scores(model, batch), batch)
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         scores = self.scores(model, batch)
-        losses = functional.cross_entropy(scores, batch["label"], reduction="none")
-        return losses, scores.argmax(dim=1) == batch["label"]
+        return self.from_scores(scores, batch), scores.argmax(dim=1) == batch["label"]
 
     def _options(self, prompts: list[str], bodies: list[Ids]) -> list[tuple[Ids, ...]]:
         """Token ids of all words, for each prompt."""

@@ -29,6 +29,8 @@ class LanguageModel(Objective):
     Each example counts the same, however long it is.
     """
 
+    by_scores = True
+
     def __init__(
         self,
         tokenizer: Any,
@@ -77,8 +79,11 @@ class LanguageModel(Objective):
     def collate(self, examples: Sequence[Example]) -> Batch:
         return self._reader.collate_sequences(examples)
 
+    def from_scores(self, scores: Tensor, batch: Batch) -> Tensor:
+        return -scores[:, 0]
+
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        return -self._reader.sequence_scores(model, batch)[:, 0]
+        return self.from_scores(self._reader.sequence_scores(model, batch), batch)
 
     def _texts(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Ids, Ids, bool]]:
         """The first token is read, the others are scored."""

@@ -61,6 +61,8 @@ class OptionLikelihood(Objective):
     special or mask tokens.
     """
 
+    by_scores = True
+
     def __init__(
         self, tokenizer: Any, render: Render, kind: Kind, max_length: int, choice: Choice | None = None
     ) -> None:
@@ -196,7 +198,7 @@ class OptionLikelihood(Objective):
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, C) fp32 or wider, -inf where an example has no such candidate; comparable within a row only."""
-        return self._scores(model, batch).masked_fill(~batch["present"], -torch.inf)
+        return _present(self._scores(model, batch), batch)
 
     def _scores(self, model: nn.Module, batch: Batch) -> Tensor:
         if "words" in batch:
@@ -206,8 +208,11 @@ class OptionLikelihood(Objective):
             return packed.scores(model, batch, self._packed)
         return self._reader.sequence_scores(model, batch)
 
+    def from_scores(self, scores: Tensor, batch: Batch) -> Tensor:
+        return self._losses(_present(scores, batch), batch)
+
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._losses(self.scores(model, batch), batch)
+        return self.from_scores(self._scores(model, batch), batch)
 
     def _losses(self, scores: Tensor, batch: Batch) -> Tensor:
         if self.choice.loss == "options":
@@ -238,6 +243,10 @@ class OptionLikelihood(Objective):
         # Means to sums. Logits of single words have length 1, and their unknown constants are those of a row.
         lengths: Tensor = batch["option_lengths"]
         return (scores - blank) * lengths
+
+
+def _present(scores: Tensor, batch: Batch) -> Tensor:
+    return scores.masked_fill(~batch["present"], -torch.inf)
 
 
 def _target(example: Example) -> Example:

@@ -26,6 +26,8 @@ class TokenLoss(Objective):
     nothing predicts it. Over `max_length` tokens a row loses its beginning, but not the tokenizer's first token.
     """
 
+    by_scores = True
+
     def __init__(
         self, tokenizer: Any, mark: Callable[[Mapping[str, Any], TextCoder], Marked], kind: Kind, max_length: int
     ) -> None:
@@ -77,6 +79,9 @@ class TokenLoss(Objective):
             wanted = [token if flag else IGNORE for token, flag in zip(example.options[0], example.scored, strict=True)]
             targets.append([*[IGNORE] * before, *wanted, *[IGNORE] * (keep - before - len(wanted))])
         return {"input_ids": pad_right(inputs, self._coder.pad), "targets": torch.tensor(targets, dtype=torch.int64)}
+
+    def from_scores(self, scores: Tensor, batch: Batch) -> Tensor:
+        return -scores[:, 0]
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         targets: Tensor = batch["targets"]
