@@ -95,7 +95,7 @@ class Vllm(Server):
         from vllm import LLM, __version__
 
         self._rank, self._version = rank, str(__version__)
-        slots = order.slots + 1  # the last one serves
+        slots, trust = order.slots + 1, order.trust_remote_code  # the last slot serves
         settings: dict[str, Any] = {
             "max_model_len": order.length + order.reply,
             **self._options,
@@ -105,7 +105,7 @@ class Vllm(Server):
             self._llm = LLM(
                 model=order.model,
                 dtype=order.dtype,
-                trust_remote_code=order.trust_remote_code,
+                trust_remote_code=trust,
                 enable_prefix_caching=False,
                 enable_lora=True,
                 max_loras=slots,
