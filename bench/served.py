@@ -123,8 +123,7 @@ def table(result: dict[str, Any]) -> str:
         f"{agree} of {len(rows)} steps",
         f"- replayed from the journal, without vLLM: {'the same hash' if runs['same_hash'] else 'ANOTHER HASH'}",
         "",
-        f"| scorer | s for both points of a step, median of {len(result['turns'])} in turn | "
-        "loss before, after | accuracy |",
+        f"| scorer | s for a step's points, median of {len(result['turns'])} in turn | loss before, after | accuracy |",
         "|---|---|---|---|",
     ]
     for place, (name, key) in enumerate((("model", "model"), ("vLLM", "vllm"))):

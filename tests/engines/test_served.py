@@ -234,6 +234,18 @@ def test_what_cannot_be_served_is_refused(config: Config, other: dict[str, Any],
     assert not hasattr(server, "order")
 
 
+def test_answers_get_the_room_that_is_left(config: Config, tmp_path: Path) -> None:
+    """Of the model's 64 positions; rows that fill them leave none for the token that every server generates."""
+    server, rows = TorchServer(), tmp_path / "long.jsonl"
+    settings = config(**SERVED, steps=0, train=rows, eval=None, label_words=None, template=None)
+    rows.write_text('{"text": "' + " good" * 59 + '"}\n')
+    train(settings, Quiet(), server=server)
+    assert (server.order.length, server.order.reply) == (59, 5)
+    rows.write_text('{"text": "' + " good" * 70 + '"}\n')
+    with pytest.raises(ConfigError, match="fill the model's 64 positions.*Remedy: --max-length 63"):
+        train(replace(settings, max_length=64, output_dir=tmp_path / "full"), Quiet(), server=TorchServer())
+
+
 def test_a_server_serves_one_run_of_one_process(config: Config) -> None:
     """A second run and helpers are refused; without a server the model evaluates."""
     server = TorchServer()

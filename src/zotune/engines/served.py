@@ -146,10 +146,22 @@ def served(session: Session, server: Server) -> Served:
             layers=tuple(layer_of(parameter["name"]) for parameter in header["parameters"]),
             slots=min(len(points), _MOST_SLOTS),
             length=max(session.lengths),
-            reply=config.max_new_tokens,
+            reply=_reply(session),
         )
     )
     return Served(server, objective, optimizer.perturber)
+
+
+def _reply(session: Session) -> int:
+    """Tokens that an answer may have, behind the longest sequence that is read: at least the one that ends a score."""
+    longest, limit = max(session.lengths), getattr(session.model.config, "max_position_embeddings", None)
+    room = session.config.max_new_tokens if limit is None else min(session.config.max_new_tokens, limit - longest)
+    if room < 1:
+        raise ConfigError(
+            f"rows of {longest} tokens fill the model's {limit} positions, and a server needs one more. Remedy: "
+            f"--max-length {max(1, int(limit or 0) - 1)}."
+        )
+    return room
 
 
 @contextmanager

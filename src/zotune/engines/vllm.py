@@ -95,10 +95,9 @@ class Vllm(Server):
         from vllm import LLM, __version__
 
         self._rank, self._version = rank, str(__version__)
-        slots = order.slots + 1  # the last one serves
+        slots, trust = order.slots + 1, order.trust_remote_code  # the last slot serves
         settings: dict[str, Any] = {
-            # Where a step is scored one token is generated too, and thrown away.
-            "max_model_len": order.length + max(1, order.reply),
+            "max_model_len": order.length + order.reply,
             **self._options,
         }
         before = multiprocessing.active_children()
@@ -106,7 +105,7 @@ class Vllm(Server):
             self._llm = LLM(
                 model=order.model,
                 dtype=order.dtype,
-                trust_remote_code=order.trust_remote_code,
+                trust_remote_code=trust,
                 enable_prefix_caching=False,
                 enable_lora=True,
                 max_loras=slots,
@@ -200,7 +199,9 @@ def _read(output: Any, question: Question) -> Answer:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """The line that says something: pydantic's first one only counts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "validation error" not in line]
+    return (lines or [type(error).__name__])[0].rstrip(".")
 
 
 def _request(slot: int) -> Any:
