@@ -16,7 +16,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,7 +84,16 @@ def place(tmp_path: Path, tiny: Callable[[str], Path], movies: Path, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reading a model of transformers
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        # The imports of vLLM and its libraries warn, and so does a socket that it leaves to the garbage collector.
+        pytest.param(page, marks=[pytest.mark.filterwarnings("ignore")] if page.stem == "serving" else [])
+        for page in PAGES
+        if blocks(page)
+    ],
+    ids=lambda page: page.name,
+)
 def test_page_runs(
     page: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +105,6 @@ def test_page_runs(
             pytest.skip("vLLM is not installed: pip install 'zotune[vllm]'")
         save_tiny("llama", place / "MODEL", hidden_size=64)  # heads of 32 numbers are the least that vLLM takes
         monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        warnings.simplefilter("ignore")  # the imports of vLLM and its libraries warn
     namespace: dict[str, Any] = {"__name__": page.stem}
     threads, ran = torch.get_num_threads(), 0
     try:
