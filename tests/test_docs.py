@@ -28,6 +28,7 @@ from tests.tiny import save_tiny
 from zotune.calibrate import Machine
 from zotune.cli import main
 from zotune.config import TrainConfig
+from zotune.engines.vllm import installed
 from zotune.load import load_model
 from zotune.train import train
 from zotune.watch import Quiet
@@ -101,7 +102,7 @@ def test_page_runs(
     if "--quantize" in page.read_text(encoding="utf-8") and not (find_spec("torchao") and find_spec("bitsandbytes")):
         pytest.skip("torchao or bitsandbytes is not installed: pip install 'zotune[quant]'")
     if "--scorer vllm" in page.read_text(encoding="utf-8"):
-        if find_spec("vllm") is None:
+        if not installed():
             pytest.skip("vLLM is not installed: pip install 'zotune[vllm]'")
         save_tiny("llama", place / "MODEL", hidden_size=64)  # heads of 32 numbers are the least that vLLM takes
         monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ Config = Callable[..., TrainConfig]
 PROMPTS = ["the film was", "a good plot but"]
 
 with_vllm = [
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: pip install 'zotune[vllm]'"),
+    pytest.mark.skipif(not engine.installed(), reason="vLLM is not installed: pip install 'zotune[vllm]'"),
     # vLLM's and its libraries' own imports warn.
     pytest.mark.filterwarnings("ignore"),
 ]
@@ -196,7 +195,7 @@ def test_layers_that_vllm_does_not_adapt_are_named(served: Config) -> None:
 
 def test_options_are_sizes_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that a file could run code with, or compute something else with."""
-    monkeypatch.setattr(engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(engine, "installed", lambda: True)
     with pytest.raises(ConfigError, match="scorer_args has 'worker_extension_cls'. Remedy: one of enforce_eager"):
         Vllm({"worker_extension_cls": "os.system"})
     with pytest.raises(ConfigError, match="max_num_seqs is 'many'. Remedy: a value of type int"):
@@ -204,9 +203,17 @@ def test_options_are_sizes_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     Vllm({"gpu_memory_utilization": 1, "enforce_eager": True}).close()
 
 
+def test_a_folder_called_vllm_is_not_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's folder in the working directory does not make it look installed."""
+    (tmp_path / "vllm").mkdir()
+    before = engine.installed()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert engine.installed() == before
+
+
 def test_without_vllm_the_extra_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the model is loaded, and no run folder is left."""
-    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine, "installed", lambda: False)
     settings = config(**SERVED, scorer="vllm")
     with pytest.raises(ConfigError, match=r"--scorer vllm needs vLLM. Remedy: pip install 'zotune\[vllm\]'"):
         train(settings, Quiet())
@@ -215,7 +222,7 @@ def test_without_vllm_the_extra_is_named(config: Config, monkeypatch: pytest.Mon
 
 def test_a_rank_beyond_what_vllm_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """512 columns; the remedy names what adds up to them."""
-    monkeypatch.setattr(engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(engine, "installed", lambda: True)
     order = Order("m", "float32", False, b"{}", 600, 604, ("a",), 2, 10, 1)
     with pytest.raises(ConfigError, match="rank 604 are needed.*512 at most. Remedy: a smaller --bank-rank"):
         Vllm().start(order)

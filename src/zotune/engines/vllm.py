@@ -58,7 +58,7 @@ class Vllm(Server):
                 raise ConfigError(
                     f"scorer_args: {name} is {value!r}. Remedy: a value of type {OPTIONS[name].__name__}."
                 )
-        if find_spec("vllm") is None:
+        if not installed():
             raise ConfigError("--scorer vllm needs vLLM. Remedy: pip install 'zotune[vllm]'; or --scorer torch.")
 
     def generate(self, prompts: Sequence[str], **sampling: Any) -> list[str]:
@@ -187,6 +187,12 @@ class Vllm(Server):
                 "be."
             ) from error
         return found
+
+
+def installed() -> bool:
+    """Whether vLLM is here. A folder of that name, a run's say, is none: Python takes it for a package without code."""
+    spec = find_spec("vllm")
+    return spec is not None and spec.origin is not None
 
 
 def _read(output: Any, question: Question) -> Answer:
