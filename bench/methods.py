@@ -422,6 +422,8 @@ def main() -> None:
             stage_seeds(bench, methods, options, result)
     if options.stage in (None, "cost"):
         stage_cost(methods, options, result)
+    if (RESULTS / "methods.json").exists():  # what other processes have measured meanwhile
+        result = read(options.forwards)
     text = page(result)
     write("methods", result, text)
     plot(result, RESULTS / "methods.png")
