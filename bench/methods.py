@@ -227,12 +227,6 @@ def default_lr(method: str) -> float:
     return float(inspect.signature(METHODS[method].build).parameters["lr"].default)
 
 
-def losses(result: dict[str, Any], task: str, method: str) -> dict[float, float]:
-    """The dev loss of each rate that was tried; one that is not finite counts as the worst."""
-    rows = [row for row in result["lr"] if (row["task"], row["method"]) == (task, method)]
-    return {row["lr"]: row["dev"][-1]["loss"] if row["dev"] else float("inf") for row in rows}
-
-
 def stage_lr(bench: Bench, methods: list[str], options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Climb each method's ladder."""
     for method in methods:

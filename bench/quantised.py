@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, write
+from common import machine, sentences_config, write
 
-from zotune.config import TrainConfig
-from zotune.demo.assets import demo_data, demo_model
 from zotune.load import load_model
 from zotune.quantised.bank import banks
 from zotune.revisit import replay
@@ -30,8 +28,6 @@ from zotune.weights import plain_parts
 
 TRAIN_ROWS, TEST_ROWS = 128, 100
 COMMON: dict[str, Any] = {
-    "template": "{{ text }} It was",
-    "label_words": ["terrible", "great"],
     "batch_size": 16,
     "lr_schedule": "linear",
     "seed": 0,
@@ -49,21 +45,9 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def arm(name: str, steps: int, threads: int) -> dict[str, Any]:
     """One arm in this process."""
-    data = demo_data()
     with tempfile.TemporaryDirectory() as place:
-        files = {"train": (data.train, TRAIN_ROWS), "eval": (data.test, TEST_ROWS)}
-        for key, (source, rows) in files.items():
-            lines = source.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
-            (Path(place) / f"{key}.jsonl").write_text("".join(lines), encoding="utf-8")
-        settings = TrainConfig(
-            model=str(demo_model()),
-            train=Path(place) / "train.jsonl",
-            eval=Path(place) / "eval.jsonl",
-            steps=steps,
-            threads=threads,
-            output_dir=Path(place) / "run",
-            **{**COMMON, **ARMS[name]},
-        )
+        options = {**COMMON, **ARMS[name], "steps": steps, "threads": threads}
+        settings = sentences_config(Path(place), TRAIN_ROWS, TEST_ROWS, **options)
         found = train(settings, Quiet())
         resident = status_bytes("VmRSS")
         timing = json.loads((settings.output_dir / "timing.jsonl").read_text().splitlines()[-1])

@@ -18,11 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import machine, seconds, write
+from common import machine, seconds, sentences_config, write
 
 from zotune.config import TrainConfig
 from zotune.data.batching import units_of_step
-from zotune.demo.assets import demo_data, demo_model
 from zotune.engines.served import Served
 from zotune.engines.server import Server
 from zotune.engines.vllm import Vllm
@@ -36,8 +35,6 @@ from zotune.watch import Quiet
 TRAIN_ROWS, TEST_ROWS = 128, 100
 BATCHES = 5  # that both evaluate in turn
 SETTINGS: dict[str, Any] = {
-    "template": "{{ text }} It was",
-    "label_words": ["terrible", "great"],
     "method": "lozo",
     "method_args": {"rank": 2, "interval": 10},
     "scope": "bank",
@@ -75,20 +72,8 @@ def compared(settings: TrainConfig, server: Server) -> dict[str, Any]:
 
 def run(steps: int, threads: int) -> dict[str, Any]:
     """Both runs and the comparison."""
-    data = demo_data()
     with tempfile.TemporaryDirectory() as place:
-        for key, source, rows in (("train", data.train, TRAIN_ROWS), ("eval", data.test, TEST_ROWS)):
-            lines = source.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
-            (Path(place) / f"{key}.jsonl").write_text("".join(lines), encoding="utf-8")
-        common = TrainConfig(
-            model=str(demo_model()),
-            train=Path(place) / "train.jsonl",
-            eval=Path(place) / "eval.jsonl",
-            steps=steps,
-            threads=threads,
-            output_dir=Path(place) / "model",
-            **SETTINGS,
-        )
+        common = sentences_config(Path(place), TRAIN_ROWS, TEST_ROWS, steps=steps, threads=threads, **SETTINGS)
         found: dict[str, Any] = {"model": train(common, Quiet())}
         settings, server = replace(common, output_dir=Path(place) / "vllm"), Vllm({"enforce_eager": True})
         try:
