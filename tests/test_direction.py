@@ -12,10 +12,10 @@ from torch import Tensor
 
 from zotune import direction as module
 from zotune import kernels
-from zotune.direction import Dense, Direction, Factors, LowRank, Target, Together, side_by_side
-from zotune.errors import ConfigError
+from zotune.direction import Dense, Direction, Target, Together
+from zotune.low_rank import LowRank
 from zotune.methods.sparse_mezo import SmallWeights
-from zotune.noise import LAWS, Key, Law, Purpose, noise
+from zotune.noise import LAWS, Key, Law, noise
 
 one_thread = models.one_thread
 KEY = Key(3, 7, 1)
@@ -146,48 +146,6 @@ def test_a_dense_direction_is_the_noise(law: Law) -> None:
         assert torch.equal(whole(direction, target), noise(law, KEY, target.name, 0, target.data.numel()))
 
 
-@dtypes
-@pytest.mark.parametrize("normalize", ["none", "rms"])
-def test_factors_multiply_to_the_direction(dtype: torch.dtype, normalize: Any) -> None:
-    """`scale u v'` in float64 equals the block up to float32 rounding; vectors have no factors."""
-    direction, every = LowRank(3, 2, "gaussian", normalize), targets(dtype)
-    direction.prepare(every)
-    for target in every:
-        factors = direction.factors(target, KEY)
-        if target.data.dim() < 2:
-            assert factors is None
-            continue
-        assert factors is not None and factors.u.dtype == factors.v.dtype == dtype
-        product = factors.scale * factors.u.double() @ factors.v.double().T
-        height, columns = target.matrix_shape
-        found = whole(direction, target).double().view(height, columns)
-        torch.testing.assert_close(found, product, rtol=0, atol=1e-14 if dtype == torch.float64 else 1e-5)
-
-
-@pytest.mark.parametrize("rank", [1, 4, 16])
-def test_rms_keeps_the_variance_of_one_whatever_the_rank(rank: int) -> None:
-    """The mean square of Z is 1 within 4.5 standard errors, from 200 draws of a matrix of 64 by 48."""
-    target = Target("w", torch.zeros(64, 48))
-    direction = LowRank(rank, 1)
-    direction.prepare([target])
-    squares = torch.stack([whole(direction, target, Key(0, step)).square().mean() for step in range(200)]).double()
-    assert abs(float(squares.mean()) - 1) < 4.5 * float(squares.std()) / 200**0.5
-
-
-def test_one_v_serves_a_window_and_all_its_queries() -> None:
-    """V changes at multiples of the interval only, U with every step and query; purposes keep U and V apart."""
-    direction, every = build("lowrank")
-    found = {(step, query): direction.factors(every[0], Key(3, step, query)) for step in range(7) for query in range(2)}
-    for (step, query), factors in found.items():
-        for (other_step, other_query), other in found.items():
-            assert factors is not None and other is not None
-            assert torch.equal(factors.v, other.v) == (step // 3 == other_step // 3)
-            assert torch.equal(factors.u, other.u) == ((step, query) == (other_step, other_query))
-    window = noise("gaussian", Key(3, 2, 0, Purpose.BASIS), "matrix", 0, 10).view(5, 2)
-    factors = found[6, 1]
-    assert factors is not None and torch.equal(factors.v, window)
-
-
 def tensors_of(value: Any, seen: set[int]) -> int:
     """Elements of all distinct tensor storages reachable from an object's attributes."""
     if id(value) in seen:
@@ -245,37 +203,3 @@ def test_joint_draws_are_kept_for_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
     small.add("b", 5, cpu)
     assert all(torch.equal(small.draw(Key(0, 0, query), "a", cpu), each) for query, each in enumerate(first))
     assert len(small._drawn) == 4 and small.elements == 60
-
-
-def test_terms_with_a_basis_each_stand_side_by_side() -> None:
-    """`sum of scale * unit u v'` as one product, in float64 for float64 factors, else in float32."""
-    for dtype, wide in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
-        pairs = [(normals((7, 2), 2 * i, dtype), normals((5, 2), 2 * i + 1, dtype)) for i in range(3)]
-        terms = [(Factors(u, v, 0.5), scale) for (u, v), scale in zip(pairs, (2.0, -3.0, 0.25), strict=True)]
-        found = side_by_side(terms)
-        assert found.u.shape == (7, 6) and found.v.shape == (5, 6) and found.u.dtype == wide
-        expected = sum(scale * f.scale * f.u.double() @ f.v.double().T for f, scale in terms)
-        torch.testing.assert_close(found.u.double() @ found.v.double().T, expected, rtol=0, atol=1e-5)
-
-
-def test_queries_may_own_their_basis() -> None:
-    """With `own` no two queries share V, a window can no longer be summed in u, and one query is as without it."""
-    weight = normals((6, 5), 1)
-    shared, own = LowRank(2, 1), LowRank(2, 1, own=True)
-    for direction in (shared, own):
-        direction.prepare([Target("w", weight)])
-    keys, found = [Key(0, 3, query) for query in range(2)], []
-    for direction in (shared, own):
-        found.append([direction.factors(Target("w", weight), key) for key in keys])
-    assert torch.equal(found[0][0].v, found[0][1].v) and not torch.equal(found[1][0].v, found[1][1].v)
-    assert torch.equal(found[0][0].v, found[1][0].v) and torch.equal(found[0][0].u, found[1][0].u)
-    assert LowRank(2, 50, own=True).window() == 1
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"rank": 0, "interval": 50}, {"rank": -1, "interval": 50}, {"rank": 2, "interval": 0}]
-)
-def test_low_rank_refuses_what_is_no_rank_or_interval(wrong):
-    """A rank or an interval below 1 is one clear error, not a division by zero later."""
-    with pytest.raises(ConfigError, match="must be at least 1"):
-        LowRank(**wrong)

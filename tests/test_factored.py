@@ -10,12 +10,12 @@ from tests.models import normals
 from torch import Tensor
 
 from zotune.direction import Factors, Target
-from zotune.factored import Factored, orthonormal
+from zotune.factored import OrDense, orthonormal, side_by_side
 from zotune.noise import Key, noise
 
 
 @final
-class Half(Factored):
+class Half(OrDense):
     """Low rank on the tensor called low, with one right factor for all queries or one for each."""
 
     def __init__(self, shared: bool) -> None:
@@ -92,3 +92,14 @@ def test_orthonormal_is_unique(rows: int, columns: int) -> None:
         orthonormal(y @ torch.diag(torch.arange(1, columns + 1).double())), q, rtol=0, atol=1e-13
     )
     assert bool(orthonormal(torch.zeros(rows, columns, dtype=torch.float64)).isfinite().all())
+
+
+def test_terms_with_a_basis_each_stand_side_by_side() -> None:
+    """`sum of scale * unit u v'` as one product, in float64 for float64 factors, else in float32."""
+    for dtype, wide in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+        pairs = [(normals((7, 2), 2 * i, dtype), normals((5, 2), 2 * i + 1, dtype)) for i in range(3)]
+        terms = [(Factors(u, v, 0.5), scale) for (u, v), scale in zip(pairs, (2.0, -3.0, 0.25), strict=True)]
+        found = side_by_side(terms)
+        assert found.u.shape == (7, 6) and found.v.shape == (5, 6) and found.u.dtype == wide
+        expected = sum(scale * f.scale * f.u.double() @ f.v.double().T for f, scale in terms)
+        torch.testing.assert_close(found.u.double() @ found.v.double().T, expected, rtol=0, atol=1e-5)

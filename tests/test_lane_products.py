@@ -12,8 +12,10 @@ from tests.models import normals
 from torch import Tensor, nn
 
 from zotune import lane_products
-from zotune.direction import Dense, Direction, Factors, LowRank, Signed, Target, add_up
+from zotune.direction import Dense, Direction, Factors, Signed, Target
 from zotune.estimate import Point
+from zotune.factored import add_up
+from zotune.low_rank import LowRank
 from zotune.noise import Key, noise
 from zotune.perturb import Perturber
 

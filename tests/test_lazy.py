@@ -12,11 +12,12 @@ from tests import models
 from tests.models import normals, seeded, train
 from torch import Tensor, nn
 
-from zotune.direction import Dense, Direction, LowRank
+from zotune.direction import Dense, Direction
 from zotune.errors import UserError
 from zotune.estimate import Point
 from zotune.lane_rules import RULES
 from zotune.lazy import Derived, Lanes, LaneTensor, LaneUnsupported, Perturbed, writes
+from zotune.low_rank import LowRank
 from zotune.methods.sparse_mezo import SmallWeights
 from zotune.noise import Key
 from zotune.perturb import Perturber

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from zotune import kernels
-from zotune.errors import ConfigError
 from zotune.estimate import Probe
-from zotune.noise import Key, Law, Purpose, noise_many, noise_rows
+from zotune.noise import Key, Law, noise_many, noise_rows
 
 # Named tensors: what a part of a method carries from step to step.
 State = dict[str, Tensor]
@@ -266,134 +265,3 @@ class Dense(Direction):
 
     def state_elements(self, targets: Sequence[Target]) -> int:
         return self._small.elements
-
-
-class Factored(Direction):
-    """A z that is `u @ v.T` on some tensors, and has another form on the others. Abstract: `factors` and `plain`."""
-
-    @abstractmethod
-    def factors(self, target: Target, key: Key) -> Factors | None:
-        """The low-rank form of z, or None where it has none."""
-
-    @abstractmethod
-    def plain(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
-        """As `block`, of a tensor without factors."""
-
-    def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
-        factors = self.factors(target, key)
-        if factors is None:
-            return self.plain(target, key, start, stop)
-        return low_rank_slice(factors, start, stop)
-
-    def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
-        factors = self.factors(target, key)
-        if factors is None:
-            return super().rows(target, key, rows)
-        return kernels.low_rank(factors.u[rows], factors.v, factors.scale)
-
-    def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
-        factors, columns = self.factors(target, key), target.matrix_shape[1]
-        if factors is None or start % columns or w.numel() % columns:
-            return super().add(target, key, start, w, scales)
-        u = factors.u[start // columns : (start + w.numel()) // columns]
-        sums = kernels.add_low_rank(w.view(-1, columns), u, factors.v, factors.scale, scales, target.fast)
-        return [each.flatten() for each in sums]
-
-    def combined(self, target: Target, terms: Sequence[tuple[Key, float]]) -> Factors | None:
-        found = [(self.factors(target, key), scale) for key, scale in terms]
-        if not found or found[0][0] is None:
-            return None
-        return add_up([(factors, scale) for factors, scale in found if factors is not None])
-
-
-@final
-class LowRank(Factored):
-    """`Z = U V'`: U fresh for every probe, V kept for `interval` steps; vectors get a dense z of the same law.
-
-    Nothing is stored from step to step: V is drawn from the window's number, `step // interval`. With
-    `normalize="rms"` Z is divided by sqrt(rank), so that its entries have variance 1 whatever the rank. All queries of
-    a step share V, unless `own` gives each query its own. V of the latest `bases` windows stays at hand.
-    """
-
-    may_wait = True
-    in_parts = True
-
-    def __init__(
-        self,
-        rank: int,
-        interval: int,
-        law: Law = "gaussian",
-        normalize: Literal["none", "rms"] = "rms",
-        own: bool = False,
-        bases: int = 1,
-    ) -> None:
-        for name, value in (("rank", rank), ("interval", interval)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}. Remedy: rank 2, interval 50 are usual.")
-        self.rank, self.interval, self.law, self.own = rank, interval, law, own
-        self._scale = rank**-0.5 if normalize == "rms" else 1.0
-        self._u, self._v = Together(law), Together(law, bases)
-
-    def prepare(self, targets: Sequence[Target]) -> None:
-        for target in targets:
-            device = target.data.device
-            if target.data.dim() < 2:
-                self._u.add(target.name, target.data.numel(), device)
-                continue
-            rows, columns = target.matrix_shape
-            self._u.add(target.name, rows * self.rank, device)
-            self._v.add(target.name, columns * self.rank, device)
-
-    def factors(self, target: Target, key: Key) -> Factors | None:
-        if target.data.dim() < 2:
-            return None
-        query = key.query if self.own else 0
-        window = replace(key, step=key.step // self.interval, query=query, purpose=Purpose.BASIS)
-        # Rounded to the weights' dtype before use, so that the forward and the update see the same factors.
-        dtype, device = target.data.dtype, target.data.device
-        u = self._u.draw(key, target.name, device).view(-1, self.rank).to(dtype)
-        v = self._v.draw(window, target.name, device).view(-1, self.rank).to(dtype)
-        return Factors(u, v, self._scale, None if self.own else window.step)
-
-    def plain(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
-        return self._u.draw(key, target.name, target.data.device)[start:stop]
-
-    def window(self) -> int:
-        return 1 if self.own else self.interval
-
-    def combined(self, target: Target, terms: Sequence[tuple[Key, float]]) -> Factors | None:
-        if not self.own:
-            return super().combined(target, terms)
-        found = [(self.factors(target, key), scale) for key, scale in terms]
-        return side_by_side([(factors, scale) for factors, scale in found if factors is not None]) if found else None
-
-    def state_elements(self, targets: Sequence[Target]) -> int:
-        return self._u.elements + self._v.elements
-
-
-def low_rank_slice(factors: Factors, start: int, stop: int) -> Tensor:
-    """Elements `start:stop` of the flattened `scale * u @ v.T`, (stop - start,) float32 or float64."""
-    columns = factors.v.shape[0]
-    first, last = start // columns, -(-stop // columns)
-    z = kernels.low_rank(factors.u[first:last], factors.v, factors.scale)
-    return z.flatten()[start - first * columns : stop - first * columns]
-
-
-def add_up(terms: Sequence[tuple[Factors, float]]) -> Factors:
-    """`sum of scale * (unit * u) @ v.T` over terms that share `v`: u in float32, or float64 for float64 factors."""
-    first = terms[0][0]
-    wide = torch.float64 if first.u.dtype == torch.float64 else torch.float32
-    total = torch.zeros_like(first.u, dtype=wide)
-    for factors, scale in terms:
-        # A product and a sum, never fused: the same bits on every machine.
-        total = total + torch.tensor(scale * factors.scale, dtype=wide, device=total.device) * factors.u.to(wide)
-    return Factors(total, first.v, 1.0, first.basis)
-
-
-def side_by_side(terms: Sequence[tuple[Factors, float]]) -> Factors | None:
-    """`sum of scale * (unit * u) @ v.T` over terms with a `v` each: of as many columns as all terms have together."""
-    if not terms:
-        return None
-    wide = torch.float64 if terms[0][0].u.dtype == torch.float64 else torch.float32
-    us = [torch.tensor(scale * f.scale, dtype=wide, device=f.u.device) * f.u.to(wide) for f, scale in terms]
-    return Factors(torch.cat(us, 1), torch.cat([f.v for f, _ in terms], 1), 1.0)

@@ -1,4 +1,4 @@
-"""Directions that are low rank on some tensors and dense on others: what methods with a computed basis share."""
+"""Directions that are low rank on some tensors, and sums of low-rank matrices."""
 
 from __future__ import annotations
 
@@ -10,13 +10,51 @@ import torch
 from torch import Tensor
 
 from zotune import kernels
-from zotune.direction import Dense, Direction, Factors, Target, Together, add_up
+from zotune.direction import Dense, Direction, Factors, Target, Together
 from zotune.noise import Key, Law
 
 Normalize = Literal["none", "rms"]
 
 
 class Factored(Direction):
+    """A z that is `u @ v.T` on some tensors, and has another form on the others. Abstract: `factors` and `plain`."""
+
+    @abstractmethod
+    def factors(self, target: Target, key: Key) -> Factors | None:
+        """The low-rank form of z, or None where it has none."""
+
+    @abstractmethod
+    def plain(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
+        """As `block`, of a tensor without factors."""
+
+    def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
+        factors = self.factors(target, key)
+        if factors is None:
+            return self.plain(target, key, start, stop)
+        return low_rank_slice(factors, start, stop)
+
+    def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
+        factors = self.factors(target, key)
+        if factors is None:
+            return super().rows(target, key, rows)
+        return kernels.low_rank(factors.u[rows], factors.v, factors.scale)
+
+    def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
+        factors, columns = self.factors(target, key), target.matrix_shape[1]
+        if factors is None or start % columns or w.numel() % columns:
+            return super().add(target, key, start, w, scales)
+        u = factors.u[start // columns : (start + w.numel()) // columns]
+        sums = kernels.add_low_rank(w.view(-1, columns), u, factors.v, factors.scale, scales, target.fast)
+        return [each.flatten() for each in sums]
+
+    def combined(self, target: Target, terms: Sequence[tuple[Key, float]]) -> Factors | None:
+        found = [(self.factors(target, key), scale) for key, scale in terms]
+        if not found or found[0][0] is None:
+            return None
+        return add_up([(factors, scale) for factors, scale in found if factors is not None])
+
+
+class OrDense(Factored):
     """`z = scale * u v'` on the tensors for which `factors` has that form, a dense z on the others. Abstract.
 
     `rank` numbers for each row of every matrix are drawn for u. Vectors are always dense.
@@ -25,10 +63,6 @@ class Factored(Direction):
     def __init__(self, law: Law, rank: int) -> None:
         self.law, self.rank = law, rank
         self._dense, self._left = Dense(law), Together(law)
-
-    @abstractmethod
-    def factors(self, target: Target, key: Key) -> Factors | None:
-        """The low-rank form; None for a tensor that is dense in the key's step."""
 
     def prepare(self, targets: Sequence[Target]) -> None:
         self._dense.prepare([target for target in targets if target.data.dim() < 2])
@@ -40,43 +74,55 @@ class Factored(Direction):
         """The random factor, (rows, rank) float32."""
         return self._left.draw(key, target.name, target.data.device).view(-1, self.rank)
 
-    def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
-        factors = self.factors(target, key)
-        if factors is None:
-            return self._dense.block(target, key, start, stop)
-        columns = target.matrix_shape[1]
-        first, last = start // columns, -(-stop // columns)
-        z = kernels.low_rank(factors.u[first:last], factors.v, factors.scale)
-        return z.flatten()[start - first * columns : stop - first * columns]
+    def plain(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
+        return self._dense.block(target, key, start, stop)
 
     def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
-        factors = self.factors(target, key)
-        if factors is None:
+        if self.factors(target, key) is None:
             return self._dense.rows(target, key, rows)
-        return kernels.low_rank(factors.u[rows], factors.v, factors.scale)
+        return super().rows(target, key, rows)
 
     def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
-        factors, columns = self.factors(target, key), target.matrix_shape[1]
-        if factors is None:
+        if self.factors(target, key) is None:
             return self._dense.add(target, key, start, w, scales)
-        if start % columns or w.numel() % columns:
-            return super().add(target, key, start, w, scales)
-        u = factors.u[start // columns : (start + w.numel()) // columns]
-        sums = kernels.add_low_rank(w.view(-1, columns), u, factors.v, factors.scale, scales, target.fast)
-        return [each.flatten() for each in sums]
+        return super().add(target, key, start, w, scales)
 
     def combined(self, target: Target, terms: Sequence[tuple[Key, float]]) -> Factors | None:
         found = [(factors, scale) for key, scale in terms if (factors := self.factors(target, key)) is not None]
         if not found or len(found) < len(terms):
             return None
-        if all(factors.v is found[0][0].v for factors, _ in found):
-            return add_up(found)
-        wide = torch.float64 if found[0][0].u.dtype == torch.float64 else torch.float32
-        u = [torch.tensor(scale * f.scale, dtype=wide, device=f.u.device) * f.u.to(wide) for f, scale in found]
-        return Factors(torch.cat(u, 1), torch.cat([factors.v for factors, _ in found], 1), 1.0)
+        return add_up(found) if all(factors.v is found[0][0].v for factors, _ in found) else side_by_side(found)
 
     def state_elements(self, targets: Sequence[Target]) -> int:
         return self._left.elements + self._dense.state_elements(targets)
+
+
+def low_rank_slice(factors: Factors, start: int, stop: int) -> Tensor:
+    """Elements `start:stop` of the flattened `scale * u @ v.T`, (stop - start,) float32 or float64."""
+    columns = factors.v.shape[0]
+    first, last = start // columns, -(-stop // columns)
+    z = kernels.low_rank(factors.u[first:last], factors.v, factors.scale)
+    return z.flatten()[start - first * columns : stop - first * columns]
+
+
+def add_up(terms: Sequence[tuple[Factors, float]]) -> Factors:
+    """`sum of scale * (unit * u) @ v.T` over terms that share `v`: u in float32, or float64 for float64 factors."""
+    first = terms[0][0]
+    wide = torch.float64 if first.u.dtype == torch.float64 else torch.float32
+    total = torch.zeros_like(first.u, dtype=wide)
+    for factors, scale in terms:
+        # A product and a sum, never fused: the same bits on every machine.
+        total = total + torch.tensor(scale * factors.scale, dtype=wide, device=total.device) * factors.u.to(wide)
+    return Factors(total, first.v, 1.0, first.basis)
+
+
+def side_by_side(terms: Sequence[tuple[Factors, float]]) -> Factors | None:
+    """`sum of scale * (unit * u) @ v.T` over terms with a `v` each: of as many columns as all terms have together."""
+    if not terms:
+        return None
+    wide = torch.float64 if terms[0][0].u.dtype == torch.float64 else torch.float32
+    us = [torch.tensor(scale * f.scale, dtype=wide, device=f.u.device) * f.u.to(wide) for f, scale in terms]
+    return Factors(torch.cat(us, 1), torch.cat([f.v for f, _ in terms], 1), 1.0)
 
 
 def orthonormal(y: Tensor) -> Tensor:

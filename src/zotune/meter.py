@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from zotune.direction import Direction, Factors, LowRank, Target
+from zotune.direction import Direction, Factors, Target
 from zotune.errors import UserError
+from zotune.low_rank import LowRank
 from zotune.noise import Key
 
 

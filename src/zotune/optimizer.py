@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from zotune import kernels
 from zotune.diagnose import first_non_finite
-from zotune.direction import Direction, State, Target, add_up
+from zotune.direction import Direction, State, Target
 from zotune.distributed.sharded import is_part, no_gradient, put
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
 from zotune.evaluator import Evaluator, Mode, spread_out
+from zotune.factored import add_up
 from zotune.groups import decay_groups, given_groups
 from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
 from zotune.perturb import Perturber

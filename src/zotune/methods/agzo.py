@@ -32,14 +32,14 @@ from zotune import kernels
 from zotune.direction import Factors, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe, TwoSided
-from zotune.factored import Factored, Normalize, orthonormal
+from zotune.factored import Normalize, OrDense, orthonormal
 from zotune.noise import Key, Law, Purpose
 from zotune.optimizer import ZerothOrder
 from zotune.rule import Sgd
 
 
 @final
-class InputSpan(Factored):
+class InputSpan(OrDense):
     """`Z = R A'`, A the leading directions of the layer's inputs of this step; nothing outlives the step."""
 
     reads_inputs = True

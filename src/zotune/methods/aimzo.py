@@ -35,7 +35,7 @@ from zotune import kernels
 from zotune.direction import Factors, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe
-from zotune.factored import Factored, orthonormal
+from zotune.factored import OrDense, orthonormal
 from zotune.noise import Key, Law, Purpose, words
 from zotune.optimizer import ZerothOrder
 from zotune.rule import Sgd
@@ -45,7 +45,7 @@ _FIRST = 2**32 - 1
 
 
 @final
-class MaintainedSpan(Factored):
+class MaintainedSpan(OrDense):
     """Rank-one z of norm sqrt(m n) in the span of columns of a basis that follows the layer's inputs."""
 
     reads_inputs = True

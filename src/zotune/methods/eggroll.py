@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import nn
 
-from zotune.direction import LowRank
+from zotune.low_rank import LowRank
 from zotune.noise import Law
 from zotune.optimizer import ZerothOrder
 from zotune.population import Pairs

@@ -32,9 +32,11 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
-from zotune.direction import Dense, Direction, Factors, LowRank, Signed, Target, Together, add_up, side_by_side
+from zotune.direction import Dense, Direction, Factors, Signed, Target, Together
 from zotune.errors import ConfigError, UserError
 from zotune.estimate import Estimator, Point, Probe
+from zotune.factored import add_up, side_by_side
+from zotune.low_rank import LowRank
 from zotune.noise import Key, Law
 from zotune.optimizer import ZerothOrder
 from zotune.population import deviation

@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from zotune.direction import LowRank
 from zotune.estimate import TwoSided
+from zotune.low_rank import LowRank
 from zotune.noise import Law
 from zotune.optimizer import ZerothOrder
 from zotune.rule import Sgd

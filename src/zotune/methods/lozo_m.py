@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from zotune.direction import LowRank
 from zotune.estimate import TwoSided
+from zotune.low_rank import LowRank
 from zotune.momentum import Momentum
 from zotune.noise import Law
 from zotune.optimizer import ZerothOrder

@@ -33,9 +33,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from zotune.direction import Direction, Factored, Factors, State, Target, Together, low_rank_slice
+from zotune.direction import Direction, Factors, State, Target, Together
 from zotune.errors import ConfigError
 from zotune.estimate import OneSided, Probe, TwoSided
+from zotune.factored import Factored, low_rank_slice
 from zotune.noise import Key
 from zotune.optimizer import ZerothOrder
 from zotune.rule import Block, Rule, Sgd

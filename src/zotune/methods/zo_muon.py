@@ -32,9 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
-from zotune.direction import Dense, Direction, Factored, Factors, Target, Together
+from zotune.direction import Dense, Direction, Factors, Target, Together
 from zotune.errors import ConfigError
 from zotune.estimate import OneSided, Probe
+from zotune.factored import Factored
 from zotune.noise import Key
 from zotune.optimizer import ZerothOrder
 from zotune.rule import Block, Rule, Sgd
