@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sentences import arguments, folder_of, head, model_and_files
+from sentences import arguments, run_config
 
-from zotune.config import TrainConfig
 from zotune.train import train
 from zotune.watch import Console
 
-TRAIN_ROWS, TEST_ROWS = 512, 400
+ROWS = 512, 400  # to train on, to test on
 SETTINGS: dict[str, Any] = {
     "template": "{{ text }} It was",
     "label_words": ["terrible", "great"],  # for the labels 0 and 1
@@ -33,18 +32,7 @@ SETTINGS: dict[str, Any] = {
 def main() -> None:
     """Train and say the accuracy before and after."""
     options = arguments(__doc__, 240).parse_args()
-    model, train_file, test_file = model_and_files(options)
-    folder = folder_of(options)
-    config = TrainConfig(
-        model=model,
-        train=head(train_file, folder / "train.jsonl", TRAIN_ROWS),
-        eval=head(test_file, folder / "test.jsonl", TEST_ROWS),
-        steps=options.steps,
-        seed=options.seed,
-        threads=options.threads,
-        output_dir=folder / "run",
-        **SETTINGS,
-    )
+    config = run_config(options, ROWS, **SETTINGS)
     print(json.dumps(train(config, Console())))
 
 

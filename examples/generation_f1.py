@@ -12,13 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sentences import arguments, folder_of, model_and_files
+from sentences import arguments, run_config
 
-from zotune.config import TrainConfig
 from zotune.train import train
 from zotune.watch import Console
 
-TRAIN_ROWS, TEST_ROWS = 512, 200
+ROWS = 512, 200  # to train on, to test on
 SETTINGS: dict[str, Any] = {
     "objective": "f1",
     "max_new_tokens": 5,
@@ -47,18 +46,7 @@ def questions(source: Path, to: Path, rows: int) -> Path:
 def main() -> None:
     """Train and say the mean token F1 before and after."""
     options = arguments(__doc__, 80).parse_args()
-    model, train_file, test_file = model_and_files(options)
-    folder = folder_of(options)
-    config = TrainConfig(
-        model=model,
-        train=questions(train_file, folder / "train.jsonl", TRAIN_ROWS),
-        eval=questions(test_file, folder / "test.jsonl", TEST_ROWS),
-        steps=options.steps,
-        seed=options.seed,
-        threads=options.threads,
-        output_dir=folder / "run",
-        **SETTINGS,
-    )
+    config = run_config(options, ROWS, questions, **SETTINGS)
     print(json.dumps(train(config, Console())))
 
 

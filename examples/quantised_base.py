@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sentences import arguments, folder_of, head, model_and_files
+from sentences import arguments, run_config
 
-from zotune.config import TrainConfig
 from zotune.export import export
 from zotune.train import train
 from zotune.watch import Console
 
-TRAIN_ROWS, TEST_ROWS = 128, 100
+ROWS = 128, 100  # to train on, to test on
 SETTINGS: dict[str, Any] = {
     "template": "{{ text }} It was",
     "label_words": ["terrible", "great"],
@@ -36,21 +35,9 @@ def main() -> None:
     parser = arguments(__doc__, 60)
     parser.add_argument("--quantize", default="nf4", help="nf4, or int8 and int4")
     options = parser.parse_args()
-    model, train_file, test_file = model_and_files(options)
-    folder = folder_of(options)
-    config = TrainConfig(
-        model=model,
-        train=head(train_file, folder / "train.jsonl", TRAIN_ROWS),
-        eval=head(test_file, folder / "test.jsonl", TEST_ROWS),
-        quantize=options.quantize,
-        steps=options.steps,
-        seed=options.seed,
-        threads=options.threads,
-        output_dir=folder / "run",
-        **SETTINGS,
-    )
+    config = run_config(options, ROWS, quantize=options.quantize, **SETTINGS)
     found = train(config, Console())
-    written = export(config.output_dir, folder / "adapter", Console())
+    written = export(config.output_dir, config.output_dir.with_name("adapter"), Console())
     print(json.dumps({**found, "adapter_bytes": written["bytes"]}))
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sentences import arguments, folder_of, head, model_and_files
+from sentences import arguments, run_config
 
-from zotune.config import TrainConfig
 from zotune.train import train
 from zotune.watch import Console
 
 WORDS = ("negative", "positive")
-TRAIN_ROWS, TEST_ROWS = 512, 200
+ROWS = 512, 200  # to train on, to test on
 SETTINGS: dict[str, Any] = {
     "template": "Review: {{ text }}\nSentiment:",
     "max_new_tokens": 2,
@@ -42,18 +41,7 @@ def names_the_sentiment(completions: list[str], label: list[int], **columns: Any
 def main() -> None:
     """Train and say the mean reward before and after."""
     options = arguments(__doc__, 80).parse_args()
-    model, train_file, test_file = model_and_files(options)
-    folder = folder_of(options)
-    config = TrainConfig(
-        model=model,
-        train=head(train_file, folder / "train.jsonl", TRAIN_ROWS),
-        eval=head(test_file, folder / "test.jsonl", TEST_ROWS),
-        steps=options.steps,
-        seed=options.seed,
-        threads=options.threads,
-        output_dir=folder / "run",
-        **SETTINGS,
-    )
+    config = run_config(options, ROWS, **SETTINGS)
     print(json.dumps(train(config, Console(), rewards=names_the_sentiment)))
 
 

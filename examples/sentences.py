@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from zotune.config import TrainConfig
 
 
 def arguments(doc: str | None, steps: int) -> argparse.ArgumentParser:
@@ -41,3 +45,23 @@ def head(source: Path, to: Path, rows: int) -> Path:
     lines = source.read_text(encoding="utf-8").splitlines()[:rows]
     to.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return to
+
+
+def run_config(
+    options: argparse.Namespace, rows: tuple[int, int], write: Callable[[Path, Path, int], Path] = head, **settings: Any
+) -> TrainConfig:
+    """What `zotune.train` takes: the options' model and files, so many `rows` to train on and to test on, as `write`
+    makes them of the sentences, and `settings`.
+    """
+    model, train_file, test_file = model_and_files(options)
+    folder = folder_of(options)
+    return TrainConfig(
+        model=model,
+        train=write(train_file, folder / "train.jsonl", rows[0]),
+        eval=write(test_file, folder / "test.jsonl", rows[1]),
+        steps=options.steps,
+        seed=options.seed,
+        threads=options.threads,
+        output_dir=folder / "run",
+        **settings,
+    )
