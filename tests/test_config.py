@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from zotune.config import NEVER_FROM_FILE, OPTIONS, Opt, TrainConfig, hints, schema
+from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
 from zotune.errors import ConfigError
+from zotune.option import Opt, hints, schema
 from zotune.resolve import resolve
 
 BASE: dict[str, Any] = {"model": "m", "train": "train.jsonl", "output_dir": "out"}
@@ -151,13 +152,13 @@ def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_option_says_what_it_is_for() -> None:
     """Each option has a sentence, and bounds only where a number is."""
     for name in OPTIONS:
-        (opt,) = hints()[name].__metadata__
+        (opt,) = hints(TrainConfig)[name].__metadata__
         assert isinstance(opt, Opt) and opt.help.endswith((".", "...")) and len(opt.help) < 90, name
 
 
 def test_schema_carries_the_bounds() -> None:
     """The JSON schema names the required options, the bounds, and forbids others."""
-    found = schema().model_json_schema()
+    found = schema(TrainConfig).model_json_schema()
     assert set(found["required"]) == {"model", "output_dir"}
     assert found["additionalProperties"] is False
     assert found["properties"]["steps"]["minimum"] == 0

@@ -1,23 +1,19 @@
 """The options of a training run: their names, types, defaults and limits.
 
-`TrainConfig` is the one list: the CLI makes its flags from it, `resolve.py` reads it from YAML. It is a plain
-dataclass so that `--help` stays fast: pydantic checks the values, and is imported when a config is made.
-torch is never imported here.
+`TrainConfig` is the one list: the CLI makes its flags from it, `resolve.py` reads it from YAML, `option.py` checks
+values and makes the schema. torch is never imported here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, final, get_type_hints
+from typing import Annotated, Any, Literal, final
 
 from zotune.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+from zotune.option import Opt, checked, flag, schema
 
 # Only the user's own flag may let other people's code run: never a file that may come from someone else's run.
 NEVER_FROM_FILE = ("trust_remote_code", "allow_task_code")
@@ -38,17 +34,6 @@ FIXED = (
     "bank_rank", "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model",
     "prefix_tokens", "quantize", "queries", "scope", "seed", "weight_decay",
 )  # fmt: skip
-
-
-@final
-@dataclass(frozen=True)
-class Opt:
-    """What one option is for, and its bounds: `ge` at least, `gt` above, `le` at most."""
-
-    help: str
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
 
 
 @final
@@ -168,8 +153,7 @@ class TrainConfig:
     threads: Annotated[int | None, Opt("CPU threads. Default: torch's.", ge=1)] = None
 
     def __post_init__(self) -> None:
-        for name, value in _checked(vars(self)).items():
-            _refuse_unwritable(name, value)
+        for name, value in checked(TrainConfig, vars(self)).items():
             object.__setattr__(self, name, value)
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ConfigError(
@@ -292,36 +276,11 @@ class TrainConfig:
 OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TrainConfig))
 
 
-@functools.cache
-def hints() -> dict[str, Any]:
-    """The annotation of each option: `Annotated[type, Opt]`."""
-    return get_type_hints(TrainConfig, include_extras=True)
-
-
-@functools.cache
-def schema() -> type[BaseModel]:
-    """The options as a pydantic model, for checking and for a JSON schema."""
-    from pydantic import ConfigDict, Field, create_model
-
-    fields: dict[str, Any] = {}
-    for item in dataclasses.fields(TrainConfig):
-        hint, opt = hints()[item.name].__origin__, hints()[item.name].__metadata__[0]
-        bounds = {key: getattr(opt, key) for key in ("ge", "gt", "le") if getattr(opt, key) is not None}
-        default: Any = ... if item.default is dataclasses.MISSING else item.default
-        if item.default_factory is not dataclasses.MISSING:
-            fields[item.name] = (hint, Field(default_factory=item.default_factory, description=opt.help))
-        else:
-            fields[item.name] = (hint, Field(default, description=opt.help, **bounds))
-    settings = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, protected_namespaces=())
-    model: type[BaseModel] = create_model("TrainConfig", __config__=settings, **fields)
-    return model
-
-
 def file_schema(arguments: Mapping[str, str]) -> dict[str, Any]:
     """The JSON schema of a config file. `arguments` are those of the methods, which may stand among the keys, and
     what is said of them.
     """
-    found: dict[str, Any] = schema().model_json_schema()
+    found: dict[str, Any] = schema(TrainConfig).model_json_schema()
     for name in NEVER_FROM_FILE:
         del found["properties"][name]
     found["properties"] |= {name: {"description": said} for name, said in arguments.items()}
@@ -338,32 +297,3 @@ def _unplaced(function: str) -> str:
     """FILE.py:NAME without folders; other names of functions unchanged."""
     path, colon, name = function.rpartition(":")
     return f"{Path(path).name}:{name}" if colon and path.endswith(".py") else function
-
-
-def flag(name: str) -> str:
-    """The command-line flag of an option."""
-    return "--" + name.replace("_", "-")
-
-
-def _refuse_unwritable(name: str, value: Any) -> None:
-    """A NUL or half a surrogate pair: no file could have that name, and no tokenizer reads it."""
-    for text in (value, *value) if isinstance(value, list) else (value,):
-        if isinstance(text, str | Path) and ("\0" in str(text) or any("\ud800" <= c <= "\udfff" for c in str(text))):
-            raise ConfigError(
-                f"{name} is {str(text)!r}, which holds a character that is no text. Remedy: correct {flag(name)}."
-            )
-
-
-def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    from pydantic import ValidationError
-
-    try:
-        checked = schema()(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "config"
-        raise ConfigError(
-            f"{name} is {first['input']!r}: {first['msg'].lower()}. Remedy: correct it. "
-            f"{flag(name)}: {hints()[name].__metadata__[0].help}"
-        ) from None
-    return {name: getattr(checked, name) for name in OPTIONS}

@@ -1,12 +1,14 @@
-"""Finding the module where numbers stop being finite."""
+"""A loss that is not finite: the module where it began, and what the user is told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from zotune.errors import NonFiniteLoss
 
 
 def first_non_finite(model: nn.Module, forward: Callable[[], Any]) -> str:
@@ -26,6 +28,19 @@ def first_non_finite(model: nn.Module, forward: Callable[[], Any]) -> str:
         for hook in hooks:
             hook.remove()
     return found[0] if found else "the objective (every module's output is finite)"
+
+
+def non_finite(loss: float, step: int, scale: float, parameters: Sequence[Tensor], module: str | None) -> NonFiniteLoss:
+    """The error for `loss` at weights + scale * z; `module` is None where nobody looked for where it began."""
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+    side = "+" if scale > 0 else "-" if scale else "0"
+    where = f"the first non-finite output comes from {module}"
+    if module is None:
+        where = "where it began is not looked for in a sharded model"
+    return NonFiniteLoss(
+        f"the loss is {loss} at step {step}, side {side} ({scale:+g} z), dtype {', '.join(dtypes)}; {where}. "
+        "The step was not applied. Remedy: a smaller eps or lr, float32 weights, or a look at this batch."
+    )
 
 
 def _floats(output: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a run writes into its metrics: a line for each step, and one for each evaluation."""
+"""What a run says of its steps and evaluations: the live line, and the lines of its metrics."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ def log_step(session: Session, folder: Folder, record: StepRecord) -> float:
     coef = coef_of(session, record)
     folder.log_metrics({"step": record.step + 1, "loss": loss, "projected_gradient": coef, "lr": record.lrs[0]})
     return loss
+
+
+def live(session: Session, record: StepRecord, seconds: float, forwards: int) -> dict[str, float]:
+    """What the live line says of a step just taken, beside its loss."""
+    points = len(session.optimizer.estimator.points(session.config.seed, record.step))
+    return {
+        "g": coef_of(session, record),
+        "snr": session.optimizer.signal_to_noise,
+        "forwards/s": forwards / seconds,
+        "tokens/s": session.tokens(record.step) * points / seconds,
+    }
 
 
 def coef_of(session: Session, record: StepRecord) -> float:

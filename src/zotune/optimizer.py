@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
-from zotune.diagnose import first_non_finite
+from zotune.diagnose import first_non_finite, non_finite
 from zotune.direction import Direction, State, Target
 from zotune.distributed.sharded import is_part, no_gradient, put
-from zotune.errors import ConfigError, NonFiniteLoss, UserError
+from zotune.errors import UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
 from zotune.evaluator import Evaluator, Mode, spread_out
 from zotune.factored import add_up
@@ -28,7 +28,7 @@ from zotune.groups import decay_groups, given_groups
 from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
 from zotune.perturb import Perturber
 from zotune.records import StepRecord
-from zotune.refusals import check_banks, check_folding, check_offload, no_bank
+from zotune.refusals import check_banks, check_folding, check_offload, check_parallel, no_bank
 from zotune.rule import Block, Rule, decayed_sum
 from zotune.schedule import scheduled
 from zotune.scorer import Objective, Scorer
@@ -108,11 +108,7 @@ class ZerothOrder(torch.optim.Optimizer):
         away = None if offload is None else offload.away
         self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements), away)
         self.perturber.sharding.refuse_unless(direction.in_parts and rule.in_parts, method)
-        if self.perturber.sharding and parallel is not None and parallel.mode != "shard":
-            raise ConfigError(
-                f"the model is sharded, so every process takes part in every forward, and parallel is "
-                f"{parallel.mode!r}. Remedy: parallel 'shard'."
-            )
+        check_parallel(self.perturber, parallel)
         self.parallel = parallel
         lanes = lanes if parallel is None else parallel.lanes(lanes)
         self.evaluator: Scorer = Evaluator(self.perturber, lanes, max_lanes, coverage)
@@ -242,20 +238,14 @@ class ZerothOrder(torch.optim.Optimizer):
         point = points[row]
         point = spread_out(point, losses.shape[1])[example] if point.each else point
         self._losses = []
-        where = "where it began is not looked for in a sharded model"  # that would take all processes
-        if not self.perturber.sharding:
+        found = None
+        if not self.perturber.sharding:  # there it would take all processes to look
             assert self._batch is not None
             plain, batch = self._batch
             with torch.no_grad(), self.perturber.at(point):
                 found = first_non_finite(self.model, lambda: plain(self.model, batch))
-            where = f"the first non-finite output comes from {found}"
-        dtypes = sorted({str(p.dtype).removeprefix("torch.") for group in self.param_groups for p in group["params"]})
-        side = "+" if point.scale > 0 else "-" if point.scale else "0"
-        bad = losses[~losses.isfinite()][0].item()
-        raise NonFiniteLoss(
-            f"the loss is {bad} at step {self.steps}, side {side} ({point.scale:+g} z), dtype {', '.join(dtypes)}; "
-            f"{where}. The step was not applied. Remedy: a smaller eps or lr, float32 weights, or a look at this batch."
-        )
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        raise non_finite(losses[row, example].item(), self.steps, point.scale, parameters, found)
 
     # --- second phase --------------------------------------------------------------------------------------------
 

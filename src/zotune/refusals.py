@@ -39,6 +39,15 @@ def check_offload(method: str, direction: Direction, rule: Rule, parallel: Shari
         )
 
 
+def check_parallel(perturber: Perturber, parallel: Sharing | None) -> None:
+    """Raises ConfigError for a sharded model whose processes would not all take part in every forward."""
+    if perturber.sharding and parallel is not None and parallel.mode != "shard":
+        raise ConfigError(
+            f"the model is sharded, so every process takes part in every forward, and parallel is {parallel.mode!r}. "
+            "Remedy: parallel 'shard'."
+        )
+
+
 def check_banks(
     perturber: Perturber, direction: Direction, groups: Sequence[Mapping[str, Any]], method: str, seed: int
 ) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig, flag
+from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
 from zotune.errors import ConfigError
+from zotune.option import flag
 from zotune.run import RunPaths
 
 MAX_FILE_BYTES = 2**20

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zotune.config import NEVER_FROM_FILE, TrainConfig, hints
+from zotune.config import NEVER_FROM_FILE, TrainConfig
 from zotune.errors import ConfigError
+from zotune.option import hints
 from zotune.yaml12 import dump
 
 _HEAD = """# A training run of zotune. Start it with `zotune train --config {name}`; flags win over this file.
@@ -29,7 +30,7 @@ def starter(values: Mapping[str, Any], name: str) -> str:
         written = value is not None
         if not written:
             value = {} if item.default is dataclasses.MISSING else item.default
-        about = textwrap.wrap(hints()[item.name].__metadata__[0].help, 98)
+        about = textwrap.wrap(hints(TrainConfig)[item.name].__metadata__[0].help, 98)
         line = dump({item.name: str(value) if isinstance(value, Path) else value}).rstrip()
         shown = line if written else "\n".join(f"# {each}" for each in line.splitlines())
         parts.append("\n".join(f"## {each}" for each in about) + f"\n{shown}\n")

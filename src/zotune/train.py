@@ -24,7 +24,7 @@ from zotune.errors import ConfigError, RunError
 from zotune.heading import say_header, say_versions
 from zotune.journal import HashRecord, Journal, StepRecord
 from zotune.machine import peak_memory_bytes
-from zotune.metrics import before_and_after, coef_of, evaluate_now, is_due, log_step
+from zotune.metrics import before_and_after, evaluate_now, is_due, live, log_step
 from zotune.nonfinite import Skips
 from zotune.objective.from_config import functions_of_run, given_functions
 from zotune.objective.functions import Functions
@@ -260,28 +260,17 @@ def _loop(session: Session, folder: Folder, journal: Log | Recorder, watch: Watc
             with skips.guard(optimizer, record, watch):
                 session.step()
             seconds = time.perf_counter() - start
-            forwards = optimizer.evaluator.forwards - before
-            points = len(optimizer.estimator.points(config.seed, optimizer.steps - 1))
             spent += seconds
             advisor.see(written[-1], written[-1].lrs[0])
             loss = log_step(session, folder, written[-1])
-            extra = {
-                "g": coef_of(session, written.pop()),
-                "snr": optimizer.signal_to_noise,
-                "forwards/s": forwards / seconds,
-                "tokens/s": session.tokens(optimizer.steps - 1) * points / seconds,
-            }
-            watch.step(optimizer.steps, config.steps, loss, seconds, extra)
+            found = live(session, written.pop(), seconds, optimizer.evaluator.forwards - before)
+            watch.step(optimizer.steps, config.steps, loss, seconds, found)
             if is_due(session, optimizer.steps):
                 evaluate_now(session, folder, watch)
             _mark(session, folder, journal, hashed)
     sha256 = _hashed(session)
     if optimizer.steps not in hashed:
         journal.append(HashRecord(optimizer.steps, sha256))
-    if session.group is not None:
-        watch.say(f"Each process sent {session.group.message_bytes} bytes a step to each other.")
-    if session.pool is not None:
-        watch.say(session.pool.says())
     peak = peak_memory_bytes(session.device)
     folder.log_timing({"steps": optimizer.steps, "seconds": round(spent, 3), "peak_memory_bytes": peak})
     result = {
@@ -292,11 +281,19 @@ def _loop(session: Session, folder: Folder, journal: Log | Recorder, watch: Watc
         "peak_memory_bytes": peak,
         "forwards": session.forwards(optimizer.steps),
     }
+    return result | _shared(session, watch) | before_and_after(folder) | {"run": str(folder.path)}
+
+
+def _shared(session: Session, watch: Watch) -> dict[str, Any]:
+    """What sharing the work took, which is said as well."""
+    found: dict[str, Any] = {}
     if session.group is not None:
-        result |= {"processes": session.group.size, "message_bytes": session.group.message_bytes}
+        watch.say(f"Each process sent {session.group.message_bytes} bytes a step to each other.")
+        found |= {"processes": session.group.size, "message_bytes": session.group.message_bytes}
     if session.pool is not None:
-        result |= session.pool.counted()
-    return result | before_and_after(folder) | {"run": str(folder.path)}
+        watch.say(session.pool.says())
+        found |= session.pool.counted()
+    return found
 
 
 def _stopping_together(session: Session) -> AbstractContextManager[None]:

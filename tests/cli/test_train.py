@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from zotune.cli.options import METHOD_FLAGS
-from zotune.config import OPTIONS, TrainConfig, flag, hints
+from zotune.config import OPTIONS, TrainConfig
+from zotune.option import flag, hints
 from zotune.watch import Console
 
 BASE = ["--model", "m", "--train", "t.jsonl", "--output-dir", "out"]
@@ -105,7 +106,7 @@ def test_help_lists_every_flag_and_choice(cli: Any) -> None:
         assert text.count(f"  {flag(name)} ") == 1, name
     assert "--method-arg NAME=VALUE" in text and "--scorer-arg NAME=VALUE" in text and "--config FILE" in text
     for name in OPTIONS:
-        kind = hints()[name].__origin__
+        kind = hints(TrainConfig)[name].__origin__
         if get_origin(kind) is Literal:
             assert "|".join(get_args(kind)) in text
 

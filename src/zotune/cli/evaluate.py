@@ -9,8 +9,9 @@ import typer
 
 from zotune.cli.frame import Json, Session, TrustReward, execute
 from zotune.cli.options import values_of, with_options
-from zotune.config import NEVER_FROM_FILE, TrainConfig, flag
+from zotune.config import NEVER_FROM_FILE, TrainConfig
 from zotune.errors import ConfigError
+from zotune.option import flag
 from zotune.run import RunPaths
 
 NAMES = (

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from zotune.config import TrainConfig, flag, hints
+from zotune.config import TrainConfig
 from zotune.errors import ConfigError
+from zotune.option import flag, hints
 
 # Arguments of methods that are common enough for a flag of their own; --method-arg takes any other.
 METHOD_FLAGS: Mapping[str, str] = {
@@ -88,7 +89,7 @@ def _pair(text: str, such_as: str) -> tuple[str, Any]:
 
 def _kinds(name: str) -> Sequence[Any]:
     """The types of an option without None."""
-    hint = hints()[name].__origin__
+    hint = hints(TrainConfig)[name].__origin__
     if get_origin(hint) in (Union, types.UnionType):
         return [kind for kind in get_args(hint) if kind is not type(None)]
     return [hint]
@@ -105,7 +106,7 @@ def _parameter(name: str) -> inspect.Parameter:
         return _make(name, list[str] | None, "--method-arg", "Any argument of the method; repeatable.", "NAME=VALUE")
     if name == "scorer_args":
         return _make(name, list[str] | None, "--scorer-arg", "An option of vLLM; repeatable.", "NAME=VALUE")
-    help_text = hints()[name].__metadata__[0].help
+    help_text = hints(TrainConfig)[name].__metadata__[0].help
     default = next(f.default for f in dataclasses.fields(TrainConfig) if f.name == name)
     if default is dataclasses.MISSING:
         help_text += "  [required]"
