@@ -17,6 +17,7 @@ from torch import nn
 from zotune import calibrate
 from zotune.calibrate import Machine, between
 from zotune.config import TrainConfig
+from zotune.errors import ConfigError
 from zotune.load import load_model, meta_model
 from zotune.meter import Meter
 from zotune.objective.base import to_device
@@ -208,3 +209,25 @@ def test_a_run_that_generates_is_planned(config: Callable[..., TrainConfig]) -> 
     longer = plan(config(**options, max_new_tokens=12), Quiet())
     assert longer["seconds_per_step"] > 2 * found["seconds_per_step"]
     assert longer["memory"]["activations"] >= found["memory"]["activations"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"scorer": "vllm", "scope": "bank", "method": "lozo"}, "what vllm takes beside it is not counted"),
+        ({"parallel": "data"}, "Planned for one process"),
+    ],
+)
+def test_what_is_not_planned_is_said(config: Callable[..., TrainConfig], options: dict[str, Any], said: str) -> None:
+    """An engine beside the model and the sharing of work are not foreseen, and the user is told so."""
+    heard: list[str] = []
+    watch = Quiet()
+    watch.say = heard.append  # type: ignore[method-assign]
+    plan(config(**options, eval=None, steps=1), watch)
+    assert [line for line in heard if said in line]
+
+
+def test_a_run_that_cannot_be_served_is_not_planned(config: Callable[..., TrainConfig]) -> None:
+    """The plan refuses what the run would refuse."""
+    with pytest.raises(ConfigError, match="a server perturbs by adapters"):
+        plan(config(scorer="vllm", steps=1), Quiet())

@@ -173,7 +173,9 @@ def noise_many(
         return []
     blocks = torch.cat([torch.arange(count, device=device) for count in counts])
     repeats = torch.tensor(counts, device=device)
-    names = torch.tensor([name_words(name) for name, _ in sizes], device=device).repeat_interleave(repeats, dim=0)
+    words_of = torch.tensor([name_words(name) for name, _ in sizes], device=device)
+    # With its size given, a GPU need not be asked for it.
+    names = words_of.repeat_interleave(repeats, dim=0, output_size=sum(counts))
     key0, key1 = (torch.tensor(word, device=device) for word in key.words())
     values = expand(law, torch.stack(raw_words(blocks, names[:, 0], names[:, 1], key0, key1), dim=-1))
     parts = torch.split(values, counts)

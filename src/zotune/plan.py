@@ -14,6 +14,7 @@ from typing import Any
 from zotune.calibrate import calibrate
 from zotune.config import TrainConfig
 from zotune.engines.parts import Sizes
+from zotune.engines.served import check_served
 from zotune.forecast import Forecast, dtype_of
 from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
@@ -44,6 +45,11 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
     if config.offload is not None:
         check_offload(optimizer.method, optimizer.direction, optimizer.rule, optimizer.parallel)
         watch.say("The time does not count how long blocks take to come to the device and back.")
+    if config.scorer != "torch":
+        check_served(config, alone=config.parallel is None)
+        watch.say(f"Planned for the model's own forwards: what {config.scorer} takes beside it is not counted.")
+    if config.parallel is not None:
+        watch.say("Planned for one process: several share the time of its steps, and with 'shard' its weights.")
     if config.generates:
         watch.say(f"Every completion is planned with all of its {config.max_new_tokens} tokens; most may end before.")
     forecast = Forecast(session, optimizer, machine)

@@ -169,12 +169,12 @@ def _reply(session: Session) -> int:
 def server_of(config: TrainConfig, given: Server | None, alone: bool) -> Iterator[Server | None]:
     """The server of a run: the one that was given, or one of its own, or None where the model itself is evaluated.
 
-    alone: whether one process without helpers trains. Raises ConfigError for options that cannot be served.
+    Raises as `check_served`.
     """
     if given is None and config.scorer == "torch":
         yield None
         return
-    _refuse(config, alone)
+    check_served(config, alone)
     if given is not None:
         yield given
         return
@@ -187,7 +187,8 @@ def server_of(config: TrainConfig, given: Server | None, alone: bool) -> Iterato
         server.close()
 
 
-def _refuse(config: TrainConfig, alone: bool) -> None:
+def check_served(config: TrainConfig, alone: bool) -> None:
+    """Raises ConfigError for options that cannot be served. alone: whether one process without helpers trains."""
     if "bank" not in [part.strip() for part in config.scope.split("&")]:
         raise ConfigError(
             f"a server perturbs by adapters beside linear layers, and {config.method} with scope {config.scope} trains "
