@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from tests.test_plan import MACHINE
 
 from zotune.config import TrainConfig
@@ -15,6 +16,7 @@ from zotune.session import Session
 from zotune.watch import Quiet
 
 Config = Callable[..., TrainConfig]
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "lozo", "scope": "last:1"}, {"family": "t5", "scope": "lora"}])
@@ -39,6 +41,42 @@ def test_smaller_forwards_hold_less(config: Config) -> None:
     terms = [foreseen(session) for session in (whole, parts)]
     assert terms[0] and terms[1] and terms[1]["activations"] < 0.5 * terms[0]["activations"]
     assert (whole.forwards_per_step, parts.forwards_per_step) == (2, 16)
+
+
+def forecast(settings: TrainConfig) -> Forecast:
+    session = Session(settings, model=meta_model(settings))
+    return Forecast(session, session.build(), MACHINE)
+
+
+def test_blocks_below_the_scope_run_once_for_each_batch_that_comes(config: Config) -> None:
+    """Steps that see half of the batches run them for that half; a second epoch takes what was kept."""
+    units = len(forecast(config(scope="last:1")).session.units)
+    half, once, twice = (
+        forecast(config(scope="last:1", steps=steps, eval=None)) for steps in (units // 2, units, 2 * units)
+    )
+    share = units // 2 / units
+    assert half.seconds()[1] == pytest.approx(share * once.seconds()[1]) and once.seconds()[1] > 0
+    assert half.memory(CPU)["reused"] == pytest.approx(share * once.memory(CPU)["reused"], abs=1)
+    assert twice.seconds()[1] == once.seconds()[1]
+
+
+def test_what_is_not_kept_runs_each_time(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nearly nothing of the activations fits, a second epoch runs the blocks below the scope nearly again, and
+    so does each evaluation; held-out rows, which come first, are kept first.
+    """
+    units = len(forecast(config(scope="last:1")).session.units)
+    settings = config(scope="last:1", steps=2 * units)
+    step, below, evaluation, first = forecast(settings).seconds()
+    monkeypatch.setattr(Forecast, "captured", lambda self, batch: 10**15)
+    again = forecast(settings)
+    assert again.seconds() == pytest.approx((step, 2 * below, evaluation + first, 0.0), rel=1e-5, abs=1e-8)
+    assert again.memory(CPU)["reused"] == 512 << 20
+
+
+def test_a_bank_weighs_what_it_holds(config: Config) -> None:
+    """Its parameter has the shape of a weight and the memory of one number."""
+    plain, banked = (forecast(config(method="lozo", scope=scope)) for scope in ("full", "bank"))
+    assert banked.memory(CPU)["weights"] < 1.01 * plain.memory(CPU)["weights"]
 
 
 def test_what_cannot_be_foreseen(config: Config) -> None:

@@ -7,13 +7,14 @@ allocate and compute.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zotune.calibrate import Machine, kept
 from zotune.config import TrainConfig
@@ -105,10 +106,7 @@ class Forecast:
         if evals:  # the longest one
             batch = to_device(self.session.objective.collate(evals[0]), _META)
             running = max(running, self.capture(batch).peak, self.evaluation(0, batch).peak)
-        # The output of a block is as large as its batch.
-        per_token = self.captured(self.batch(longest)) / self._width(longest)
-        kept = round(per_token * sum(map(self._tokens, (*self._training(), *evals))))
-        kept = min(kept, config.reuse_mb << 20)
+        kept = self._kept()[0]
         scope = sum(target.data.numel() for target in self.optimizer.perturber.targets())
         working = 0 if self.machine is None else self.machine.working
         if self.machine is not None and fast_for(scope):
@@ -122,14 +120,19 @@ class Forecast:
         return {**terms, "loading": converted, "peak": peak}
 
     def seconds(self) -> tuple[float, float, float, float]:
-        """Of a step, of what is done once per batch and kept, of an evaluation, and of what only the first one does."""
+        """Of a step; of the blocks that all steps run beside it, once per batch or, where that is not kept, each time;
+        of an evaluation; and of what only the first one does.
+        """
         if self.machine is None:
             raise ValueError("seconds are those of a machine that was measured")
+        _, training, held_out = self._kept()
         parts = sorted(range(len(self.parts)), key=self._width)
         chosen = _spread(parts)
         widths = [self._width(part) for part in parts]
         steps = _sum_over(widths, {self._width(part): self.step(part).seconds for part in chosen})
-        once = _sum_over(widths, {self._width(part): self.capture(self.batch(part)).seconds for part in chosen})
+        below = _sum_over(widths, {self._width(part): self.capture(self.batch(part)).seconds for part in chosen})
+        epochs = self._epochs()
+        below *= min(epochs, 1.0) + max(epochs - 1.0, 0.0) * (1.0 - training)
         scope = sum(target.data.numel() for target in self.optimizer.perturber.targets())
         step = (
             steps / len(self.session.units) * self.session.units_per_step
@@ -142,7 +145,8 @@ class Forecast:
             batch = to_device(self.session.objective.collate(batches[index]), _META)
             seen[widths[index]] = self.evaluation(index, batch).seconds
             captured[widths[index]] = self.capture(batch).seconds
-        return step, once, _sum_over(widths, seen), _sum_over(widths, captured)
+        first = _sum_over(widths, captured)
+        return step, below, _sum_over(widths, seen) + first * (1.0 - held_out), first * held_out
 
     def step(self, part: int) -> Cost:
         """The evaluations of one part at every point of a step."""
@@ -199,6 +203,23 @@ class Forecast:
         with Meter():
             return self.reuse.bytes_of(self.session.objective, batch)
 
+    def _epochs(self) -> float:
+        """How often the run's steps go through the rows."""
+        return self.session.config.steps * self.session.units_per_step / len(self.session.units)
+
+    def _kept(self) -> tuple[int, float, float]:
+        """Bytes of activations that are kept between steps, and the share of the batches that they are of: of those of
+        training, and of held-out rows, which come first.
+        """
+        longest = max(range(len(self.parts)), key=self._width)
+        # The output of a block is as large as its batch.
+        per_token = self.captured(self.batch(longest)) / self._width(longest)
+        held_out = per_token * sum(map(self._tokens, self._eval_batches()))
+        training = per_token * sum(map(self._tokens, self._training())) * min(self._epochs(), 1.0)
+        first = min(held_out, self.session.config.reuse_mb << 20)
+        rest = min(training, (self.session.config.reuse_mb << 20) - first)
+        return round(first + rest), rest / training if training else 1.0, first / held_out if held_out else 1.0
+
     def _lanes(self) -> bool:
         """Whether both sides ride in one forward, as far as shapes can tell."""
         if self.session.config.lanes == "off" or len(self.points) < 2 or self.session.objective.one_at_a_time:
@@ -244,9 +265,13 @@ def _held(config: TrainConfig, offload: Sizes, device: torch.device) -> int:
 
 
 def _weight_bytes(model: nn.Module) -> int:
-    """Parameters and buffers; tied ones count once."""
+    """Parameters and buffers; tied ones count once, and an element that is seen many times (a bank's) too."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(_elements(tensor) * tensor.element_size() for tensor in tensors.values())
+
+
+def _elements(tensor: Tensor) -> int:
+    return math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

@@ -54,14 +54,14 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
         watch.say(f"Every completion is planned with all of its {config.max_new_tokens} tokens; most may end before.")
     forecast = Forecast(session, optimizer, machine)
     memory = forecast.memory(device)
-    step, once, evaluation, first = forecast.seconds()
+    step, below, evaluation, first = forecast.seconds()
     evaluations = (
         0 if session.eval_examples is None else 2 + (config.steps - 1) // (config.eval_every or config.steps + 1)
     )
     free = free_memory_bytes(device)
     disk = _disk(session, optimizer, forecast.offload)
     free_disk = free_disk_bytes(config.output_dir)
-    seconds = config.steps * step + once + evaluations * evaluation + (first if evaluations else 0.0)
+    seconds = config.steps * step + below + evaluations * evaluation + (first if evaluations else 0.0)
     return {
         "model": config.model,
         "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
@@ -71,7 +71,7 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
         "memory": {**memory, "free": free, "fits": None if free is None else memory["peak"] <= free},
         "seconds_per_step": step,
         "seconds": seconds,
-        "train_seconds": config.steps * step + once,
+        "train_seconds": config.steps * step + below,
         "disk": {**disk, "free": free_disk, "fits": disk["total"] <= free_disk},
         "machine": dataclasses.asdict(machine),
         **({} if run is None else {"measured": _measured(run)}),
