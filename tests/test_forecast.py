@@ -73,6 +73,14 @@ def test_what_is_not_kept_runs_each_time(config: Config, monkeypatch: pytest.Mon
     assert again.memory(CPU)["reused"] == 512 << 20
 
 
+def test_the_largest_evaluation_is_foreseen(config: Config) -> None:
+    """The rows that are left over at the end are the longest, and may be few: a full batch holds more."""
+    full, rest = (forecast(config(eval_batch_size=size, batch_size=1, scope="norms")) for size in (10, 9))
+    rows = len(full.session.eval_examples or [])
+    assert rows == 10
+    assert rest.memory(CPU)["activations"] > 0.7 * full.memory(CPU)["activations"]
+
+
 def test_a_bank_weighs_what_it_holds(config: Config) -> None:
     """Its parameter has the shape of a weight and the memory of one number."""
     plain, banked = (forecast(config(method="lozo", scope=scope)) for scope in ("full", "bank"))

@@ -103,7 +103,7 @@ class Forecast:
         longest = max(range(len(self.parts)), key=self._width)
         running = max(self.step(longest).peak, self.capture(self.batch(longest)).peak)
         evals = self._eval_batches()
-        if evals:  # the longest one
+        if evals:  # the largest one
             batch = to_device(self.session.objective.collate(evals[0]), _META)
             running = max(running, self.capture(batch).peak, self.evaluation(0, batch).peak)
         kept = self._kept()[0]
@@ -249,12 +249,12 @@ class Forecast:
         return max(self.session.objective.lengths(examples)) * len(examples)
 
     def _eval_batches(self) -> list[list[Example]]:
-        """Batches of held-out rows as `evaluate` makes them, the longest first."""
+        """Batches of held-out rows as `evaluate` makes them, those with most tokens first: the longest may be few."""
         examples, size = self.session.eval_examples or [], self.session.config.eval_batch_size
         lengths = self.session.objective.lengths(examples) if examples else []
         order = sorted(range(len(examples)), key=lengths.__getitem__)
         batches = [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
-        return batches[::-1]
+        return sorted(batches, key=self._tokens, reverse=True)
 
 
 def _held(config: TrainConfig, offload: Sizes, device: torch.device) -> int:
