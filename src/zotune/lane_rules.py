@@ -50,12 +50,12 @@ def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwarg
             raise LaneUnsupported(f"linear takes {x.known_as} as its input")
         result: Tensor = alone(func, args, kwargs)
         return result
+    # One matrix product: a slice of an activation (the last token) would otherwise be multiplied row by row.
+    x = x.contiguous()
     inputs = lanes.split(x, "linear")
     biases = _lane_values(bias, lanes)
     add = adder(lanes, weight)
     if add is not None:
-        # One matrix product: a slice of an activation (the last token) would otherwise be multiplied row by row.
-        x = x.contiguous()
         y: Tensor = F.linear(x, weight.target.data, None if isinstance(bias, LaneTensor) else bias)
         add(y, x, False)
         if isinstance(bias, LaneTensor):

@@ -43,6 +43,8 @@ def write(
             continue
         part = flat[start - first : stop - first]
         new = value(Block(direction, target, start, part))
+        if kernels.round_into(part, new, dither, target.name, start, target.fast):
+            continue
         store.write(
             part,
             new,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.models import ROWS, Weights, flat, normals, of, train
 from zotune import kernels
 from zotune import noise as stream
 from zotune.noise import LAWS, Key, Law, Purpose
+from zotune.store import store_for
 
 CPU = torch.device("cpu")
 KEY = Key(20230517, 2**33 + 3, 1)
@@ -49,6 +51,28 @@ def test_compiled_dither_equals_plain_dither(start: int, count: int) -> None:
     fast = kernels.bits16(key, "w", start, start + count, CPU, fast=True)
     assert fast.dtype == torch.int32
     assert torch.equal(fast, stream.bits16(key, "w", start, start + count))
+
+
+@pytest.mark.parametrize(("start", "count"), SIZES)
+def test_compiled_rounding_equals_that_of_the_store(start: int, count: int) -> None:
+    """Bit for bit: normal and subnormal numbers, both zeros, infinities, and what rounds to them."""
+    key = Key(7, 1, 0, Purpose.DITHER)
+    value = normals(count, 1) * 10.0 ** torch.linspace(-44, 38, count)
+    value[:8] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 3.4e38, -3.4e38, 1e-45])
+    fast, plain = torch.zeros(count, dtype=torch.bfloat16), torch.zeros(count, dtype=torch.bfloat16)
+    assert kernels.round_into(fast, value, key, "w", start, fast=True)
+    store_for(torch.bfloat16).write(plain, value, lambda: stream.bits16(key, "w", start, start + count))
+    assert bool(fast[4].isnan()) and bool(plain[4].isnan())
+    fast[4] = plain[4] = 0.0  # which of the many bits a NaN has says nothing
+    assert torch.equal(fast.view(torch.int16), plain.view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_other_dtypes_are_rounded_by_their_store(dtype: torch.dtype) -> None:
+    """Nothing is written, and the caller is told so."""
+    w = torch.zeros(1 << 16, dtype=dtype)
+    assert not kernels.round_into(w, normals(1 << 16, 1), KEY, "w", 0, fast=True)
+    assert not bool(w.any())
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -71,7 +71,7 @@ def test_a_failing_compiler_falls_back_with_one_log_line(
     assert "no compiler here" in line and "\n" not in line
 
 
-@pytest.mark.parametrize("name", ["noise", "add_noise", "bits16"])
+@pytest.mark.parametrize("name", ["noise", "add_noise", "bits16", "round_into"])
 def test_a_kernel_that_fails_in_the_middle_of_a_run_falls_back(
     fresh: None, compiled: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +85,9 @@ def test_a_kernel_that_fails_in_the_middle_of_a_run_falls_back(
                 found, expected = kernels.noise("gaussian", KEY, "w", 8, MANY, CPU, True), WHOLE[8:]
             elif name == "bits16":
                 found, expected = kernels.bits16(KEY, "w", 8, MANY, CPU, True), stream.bits16(KEY, "w", 8, MANY)
+            elif name == "round_into":
+                found, expected = torch.ones(MANY, dtype=torch.bfloat16), torch.ones(MANY, dtype=torch.bfloat16)
+                assert not kernels.round_into(found, w, KEY, "w", 0, True)
             else:
                 (found,) = kernels.add_noise(w, "gaussian", KEY, "w", 0, [0.5], True)
                 expected = w + 0.5 * WHOLE

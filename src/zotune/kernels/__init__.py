@@ -131,6 +131,16 @@ def fold(w: Tensor, law: Law, key: Key, name: str, start: int, scale: float, dit
     return done is not None
 
 
+def round_into(w: Tensor, value: Tensor, dither: Key, name: str, start: int, fast: bool = False) -> bool:
+    """`value` (n,) float32 into bfloat16 `w` (n,), in place, rounded with the bits of `dither` as its store does.
+
+    Returns whether it was done: else the caller draws the bits and stores, which gives the same ones.
+    """
+    fits = w.dtype == torch.bfloat16 and value.dtype == torch.float32
+    done = _fast("round_into", w.numel(), w.device, fast and fits, w, value, dither, name, start)
+    return done is not None
+
+
 def add_scaled(w: Tensor, z: Tensor, scale: float) -> Tensor:
     """`w + scale * z` with two roundings in float32 (float64 for float64 `w`), returned in `w.dtype`."""
     wide = torch.float64 if w.dtype == torch.float64 else torch.float32
