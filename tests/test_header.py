@@ -60,6 +60,15 @@ def test_arguments_of_another_type(config: Callable[..., TrainConfig], change: d
         replay(config().output_dir, False, Quiet())
 
 
+def test_the_largest_seed() -> None:
+    """64 bits and no more; a header without anything trained is whole."""
+    header = {"stream": {}, "method": "mezo", "arguments": {}, "parameters": [], "groups": []}
+    for seed in (0, 2**64 - 1):
+        check_header({**header, "seed": seed})
+    with pytest.raises(JournalError, match="seed is 18446744073709551616"):
+        check_header({**header, "seed": 2**64})
+
+
 def build(
     model: Any, law: Literal["gaussian", "rademacher"] = "gaussian", eps: float = 1e-3, queries: int = 1,
     folded: bool = False, other: list[int] | None = None,

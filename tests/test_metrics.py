@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.courses import Noting
 
 from zotune.config import TrainConfig
 from zotune.journal import read
@@ -95,3 +96,13 @@ def test_the_first_and_the_last_evaluation_are_compared(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run", "model: m\n") as folder:
         folder.log_metrics({"step": 0, "eval": {}})
         assert before_and_after(folder) == {}
+
+
+def test_an_evaluation_is_written_and_said(config: Callable[..., TrainConfig]) -> None:
+    """With held-out rows its numbers stand in the line of its step, and the watcher hears of them."""
+    settings, watch = config(steps=2, eval_every=1), Noting()
+    result = train(settings, watch)
+    rows = [row for row in RunPaths(settings.output_dir).logged() if "eval" in row]
+    assert [row["step"] for row in rows] == watch.evals == [0, 1, 2]
+    for row, when in ((rows[0], "before"), (rows[-1], "after")):
+        assert row["eval"]["loss"] == result[f"loss_{when}"] and row["eval"]["examples"] == 10

@@ -53,6 +53,11 @@ def test_an_impossible_momentum_is_refused(beta: float) -> None:
         LoZOM(start(), beta=beta)
 
 
+def test_low_rank_momentum_moves_whole_matrices() -> None:
+    """So that blocks of a schedule never part one; a dense one can move in part. No momentum at all is a choice."""
+    assert Momentum(0.0, 1.0, rank=2).by_factors and not Momentum(0.0, 1.0).by_factors
+
+
 def test_a_matrix_that_rested_is_projected_from_where_it_last_moved() -> None:
     """Moved in steps 0 and 5 of windows of two: from the basis of window 0 to that of window 2, in one go; 1e-13."""
     optimizer = LoZOM(start(), eps=1e-2, beta=0.8, rank=3, interval=2, normalize="none", seed=6)

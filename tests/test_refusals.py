@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tests.models import Weights, tiny, train
 from tests.sharings import Alone
 from torch import nn
 
+from zotune.config import TrainConfig
 from zotune.direction import Dense
 from zotune.engines.offload import Offload
 from zotune.errors import ConfigError
+from zotune.load import load_model
 from zotune.low_rank import LowRank
 from zotune.momentum import Momentum
 from zotune.perturb import Perturber
-from zotune.refusals import check_folding, check_offload, check_parallel
+from zotune.refusals import check_banks, check_folding, check_offload, check_parallel
 from zotune.rule import Sgd
 
 
@@ -63,3 +67,18 @@ def test_a_sharded_model_is_shared_in_one_way() -> None:
         check_parallel(perturber, sharing)
     sharing.mode = "shard"
     check_parallel(perturber, sharing)
+
+
+def test_a_bank_wants_factors_and_no_decay(config: Callable[..., TrainConfig]) -> None:
+    """Of a model without banks nothing is asked; of one with them, a low-rank direction and no decay."""
+    decayed, still = [{"weight_decay": 0.1}], [{"weight_decay": 0.0}]
+    check_banks(Perturber(nn.Linear(2, 2), ["weight"], Dense()), Dense(), decayed, "mezo", 0)
+    banked = train("lozo", load_model(config(scope="bank")), scope="bank").perturber
+    thin = banked.direction
+    check_banks(banked, thin, still, "lozo", 0)
+    with pytest.raises(ConfigError, match="a bank's base is read-only, so it cannot decay"):
+        check_banks(banked, thin, decayed, "lozo", 0)
+    with pytest.raises(
+        ConfigError, match="mine has no low-rank form for .*, which is kept as factors. Remedy: --method"
+    ):
+        check_banks(banked, Dense(), still, "mine", 0)

@@ -99,6 +99,8 @@ def test_of_several_failures_the_worst_is_raised(group: Group, monkeypatch: pyte
     monkeypatch.setattr(group, "_all", joined_by(framed(FAILED, told("ConfigError", "there."))))
     ended = group.farewell(RuntimeError("[gloo] connection closed by peer"))
     assert isinstance(ended, ConfigError) and str(ended) == "process 1: there."
+    bug = RuntimeError("a bug of its own")
+    assert group.farewell(bug) is bug
 
 
 def test_signals_wait_for_the_end_of_a_step(group: Group) -> None:
