@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 TEMPLATES = {
     "product": "{{ text * 999999999 }}",
     "power": "{{ 9 ** 9 ** 9 ** 9 }}",
@@ -18,6 +22,15 @@ TEMPLATES = {
     "joining": "{% set a = text | list | join(text * 1) %}{{ a }}",
     "joins": "{{ text" + " | list | join('aaaaaaaaaaaaaaaaaaaa')" * 12 + " }}",
     "map": "{{ [text] | map('replace', 'o', text) | map('replace', 'o', text) | map('center', 999999999) | list }}",
+    "escapes": "{{ text" + " | tojson" * 40 + " }}",
+    "shared lists": "{% set a = [text] %}" + "{% set a = [a, a] %}" * 40 + "{{ a }}",
+    "shared in one": "{% set a = many + many + many %}{% set b = [" + "a," * 300 + "] %}{{ [" + "b," * 5000 + "] }}",
+    "joined lists": "{% set a = [text] %}" + "{% set a = [a, a] %}" * 15 + "{{ a" + " ~ a" * 5000 + " }}",
+    "summed lists": "{% set a = many %}" + "{% set a = a + a %}" * 8 + "{{ [" + "a," * 5000 + "] | sum(start=[]) }}",
+    "generator": "{{ items | map('upper') }}",
+    "generator inside": "{{ [items | map('upper')] }}",
+    "method": "{{ text.upper }}",
+    "joined method": "{{ text ~ text.upper }}",
     "output": "{% set a = text" + " ~ text" * 5000 + " %}" + "{{ a }}" * 5000,
     "loops": "{% for a in items %}" * 3 + "x" + "{% endfor %}" * 3,
     "range": "{% for a in range(99999999) %}x{% endfor %}",
@@ -64,3 +77,13 @@ ROWS = [
     ("a.jsonl", b"\xff\xfe{}"),
     ("a.csv", b"a,a\n1,2\n"),
 ]
+
+TEMPLATE_ROW = {"text": "it was good", "items": ["a", "b"], "n": 3}
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Fail when the peak grows by over 500 MB: what is looked for takes gigabytes, hypothesis itself up to 200 MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024

@@ -12,7 +12,6 @@ import pytest
 
 from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
 from zotune.errors import ConfigError
-from zotune.option import Opt, hints, schema
 from zotune.resolve import resolve
 
 BASE: dict[str, Any] = {"model": "m", "train": "train.jsonl", "output_dir": "out"}
@@ -147,22 +146,6 @@ def test_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     other = TrainConfig(**(BASE | {"model": "org/name"})).absolute()
     assert other.model == "org/name" and other.eval is None
     assert config.absolute() == config
-
-
-def test_every_option_says_what_it_is_for() -> None:
-    """Each option has a sentence, and bounds only where a number is."""
-    for name in OPTIONS:
-        (opt,) = hints(TrainConfig)[name].__metadata__
-        assert isinstance(opt, Opt) and opt.help.endswith((".", "...")) and len(opt.help) < 90, name
-
-
-def test_schema_carries_the_bounds() -> None:
-    """The JSON schema names the required options, the bounds, and forbids others."""
-    found = schema(TrainConfig).model_json_schema()
-    assert set(found["required"]) == {"model", "output_dir"}
-    assert found["additionalProperties"] is False
-    assert found["properties"]["steps"]["minimum"] == 0
-    assert set(found["properties"]) == set(OPTIONS)
 
 
 def test_import_is_light() -> None:

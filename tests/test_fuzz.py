@@ -6,11 +6,9 @@ Never another exception, a hang, or memory without bound. The slow ones are the 
 from __future__ import annotations
 
 import json
-import resource
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.hostile import ROWS, TEMPLATES, YAMLS
+from tests.hostile import ROWS, TEMPLATE_ROW, YAMLS, bounded_memory
 from tests.models import tiny, train
 
 from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
 from zotune.data.files import read_rows
-from zotune.data.sandbox import MAX_ITEMS, MAX_SIZE
+from zotune.data.sandbox import MAX_SIZE
 from zotune.data.template import Template
 from zotune.errors import ConfigError, DataError, JournalError, UserError
 from zotune.journal import HashRecord, Journal, StepRecord, read
@@ -57,14 +55,6 @@ def outcomes(count: int, check: Check) -> set[str]:
 def refused(error: UserError) -> str:
     assert "Remedy: " in str(error)
     return REFUSED
-
-
-@contextmanager
-def bounded_memory() -> Iterator[None]:
-    """Fail when the peak grows by over 500 MB: what is looked for takes gigabytes, hypothesis itself up to 200 MB."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024
 
 
 # --- journal ---------------------------------------------------------------------------------------------------------
@@ -313,7 +303,6 @@ WORDS = (
     "99999999 upper join replace trim round map('upper') tojson list first is defined not and or loop.index self raw "
     "macro endmacro call range lipsum {# #} none true strip() split() __class__ format center(9999999) \n \0"
 ).split(" ")
-ROW = {"text": "it was good", "items": ["a", "b"], "n": 3}
 
 
 def templates(data: Any) -> str:
@@ -327,10 +316,10 @@ def templates(data: Any) -> str:
     )
     try:
         template = Template(source)
-        text = template.render(ROW)
+        text = template.render(TEMPLATE_ROW)
     except DataError as error:
         return refused(error)
-    assert isinstance(text, str) and len(text) <= MAX_SIZE and template.render(ROW) == text
+    assert isinstance(text, str) and len(text) <= MAX_SIZE and template.render(TEMPLATE_ROW) == text
     return TAKEN
 
 
@@ -343,28 +332,3 @@ def test_template() -> None:
 def test_template_long() -> None:
     """The same, 10,000 times."""
     assert outcomes(10_000, templates) == BOTH
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_hostile_template(name: str) -> None:
-    """Products, powers, doublings, loops, depth, random words, Python's insides: DataError within a second."""
-    with bounded_memory(), pytest.raises(DataError, match="Remedy"):
-        Template(TEMPLATES[name]).render({**ROW, "many": list(range(MAX_ITEMS + 1))})
-
-
-def test_prompts_that_people_write() -> None:
-    """Conditions, loops over columns, set, methods and filters of text work as ever."""
-    row = {**ROW, "messages": [{"role": "user", "content": " hi "}], "premise": "A dog.", "x": 2.345}
-    for source, text in (
-        ("{{ text.strip() | upper }}", "IT WAS GOOD"),
-        ("{% for m in messages %}{{ m.role }}: {{ m['content'].strip() }}\n{% endfor %}", "user: hi\n"),
-        ("{% for i in items %}{{ loop.index }}. {{ i }}{{ ', ' if not loop.last }}{% endfor %}", "1. a, 2. b"),
-        ("{% set q = premise.rstrip('.') %}{{ q ~ '?' }}", "A dog?"),
-        ("{{ items | join(', ') }} {{ items | map('upper') | join }}", "a, b AB"),
-        ("{{ text | replace('was', 'is') }}{{ text.replace('it', 'It', 1) }}", "it is goodIt was good"),
-        ("{{ text.split(' ')[0] }} {{ n + 1 }} {{ x | round(1) }} {{ items | length }}", "it 4 2.3 2"),
-        ("{% if n > 2 and 'good' in text %}yes{% else %}no{% endif %}", "yes"),
-        ("{{ items | tojson }}", '["a", "b"]'),
-        ("{% raw %}{{ x }}{% endraw %}", "{{ x }}"),
-    ):
-        assert Template(source).render(row) == text

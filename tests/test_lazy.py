@@ -1,4 +1,4 @@
-"""The stand-in and the rules of operations: each equals the operation on explicit weights, lane by lane, or refuses."""
+"""The stand-in for a parameter: what it answers, what it refuses, and when its noise is drawn."""
 
 from __future__ import annotations
 
@@ -9,182 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests import models
-from tests.models import normals, seeded, train
+from tests.lanes import POINTS, ROWS, SHAPES, Holder, ids, x
 from torch import Tensor, nn
 
-from zotune.direction import Dense, Direction
+from zotune.direction import Dense
 from zotune.errors import UserError
 from zotune.estimate import Point
 from zotune.lane_rules import RULES
-from zotune.lazy import Derived, Lanes, LaneTensor, LaneUnsupported, Perturbed, writes
-from zotune.low_rank import LowRank
-from zotune.methods.sparse_mezo import SmallWeights
+from zotune.lazy import Derived, Lanes, LaneUnsupported, Perturbed, writes
 from zotune.noise import Key
 from zotune.perturb import Perturber
 
 one_thread = models.one_thread
-ROWS, LANES = 3, 4
-DIRECTIONS: dict[str, Callable[[], Direction]] = {
-    "dense": Dense,
-    "small": lambda: SmallWeights("gaussian", 0.5),
-    "lowrank": lambda: LowRank(2, 3),
-}
-POINTS = [Point(Key(0, 0, query), scale) for query in range(2) for scale in (0.5, -0.25)]
-SHAPES = {
-    "matrix": (5, 4),
-    "square": (4, 4),
-    "vector": (4,),
-    "bias": (5,),
-    "table": (11, 4),
-    "filter": (6, 4, 3),
-    "scalar": (),
-    "row": (1, 7, 4),
-    "heads": (2, 4, 7, 7),
-}
-
-
-class Holder(nn.Module):
-    """Parameters of many shapes and nothing else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name, shape in SHAPES.items():
-            self.register_parameter(name, nn.Parameter(normals(shape, len(name), torch.float64)))
-
-
-@pytest.fixture(params=DIRECTIONS)
-def perturber(request: pytest.FixtureRequest) -> Perturber:
-    """All parameters of a Holder in scope, for each kind of direction."""
-    holder = Holder()
-    made = Perturber(holder, list(SHAPES), DIRECTIONS[request.param]())
-    made.direction.prepare(made.targets())
-    return made
-
-
-def x(*shape: int, rows: int = ROWS * LANES) -> Tensor:
-    return normals((rows, *shape), 77, torch.float64)
-
-
-def ids(high: int = 11) -> Tensor:
-    found = torch.randint(0, high, (ROWS, 7), generator=torch.Generator().manual_seed(1))
-    return found.repeat(LANES, 1)
-
-
-OPERATIONS: dict[str, Callable[[Any], Any]] = {
-    "linear": lambda m: F.linear(x(7, 4), m.matrix, m.bias),
-    "linear without bias": lambda m: F.linear(x(4), m.matrix),
-    "linear by keyword": lambda m: F.linear(input=x(7, 4), weight=m.matrix, bias=m.bias),
-    "linear on a transposed input": lambda m: F.linear(x(4, 7).transpose(1, 2), m.matrix),
-    "linear with a cast weight": lambda m: F.linear(x(7, 4).float(), m.matrix.to(torch.float32)),
-    "linear with one plus the weight": lambda m: F.linear(x(7, 4), 1.0 + m.matrix),
-    "matmul": lambda m: x(7, 4) @ m.square,
-    "matmul function": lambda m: torch.matmul(x(7, 4), m.square),
-    "matmul of two dimensions": lambda m: torch.mm(x(4), m.square),
-    "matmul with a transposed weight": lambda m: x(7, 4) @ m.matrix.t(),
-    "matmul with a vector": lambda m: x(7, 4) @ m.vector,
-    "addmm": lambda m: torch.addmm(m.vector, x(4), m.square),
-    "addmm with a plain bias": lambda m: torch.addmm(torch.ones(4, dtype=torch.float64), x(4), m.square),
-    "embedding": lambda m: F.embedding(ids(), m.table),
-    "embedding of a cast table": lambda m: F.embedding(ids(), m.table.float()),
-    "embedding with padding": lambda m: F.embedding(ids(), m.table, 0),
-    "positions of one row": lambda m: x(7, 4) + F.embedding(torch.arange(7)[None], m.table),
-    "positions without a row": lambda m: x(7, 4) + F.embedding(torch.arange(7), m.table),
-    "layer norm": lambda m: F.layer_norm(x(7, 4), (4,), m.vector, m.vector, 1e-5),
-    "layer norm by keyword": lambda m: F.layer_norm(input=x(7, 4), normalized_shape=(4,), weight=m.vector),
-    "rms norm": lambda m: F.rms_norm(x(7, 4), (4,), m.vector),
-    "scaling": lambda m: m.vector * x(7, 4),
-    "gemma's norm": lambda m: x(7, 4) * (1.0 + m.vector.to(torch.float64)),
-    "sum and difference": lambda m: x(7, 4) - m.vector + m.row,
-    "division": lambda m: x(7, 4) / m.vector,
-    "in place": lambda m: x(7, 4).add_(m.vector).mul_(m.row),
-    "augmented": lambda m: _augmented(m),
-    "where": lambda m: torch.where(x(7, 4) > 0, x(7, 4), m.vector),
-    "scalar": lambda m: x(7, 4) * m.scalar,
-    "convolution": lambda m: F.conv1d(x(4, 9), m.filter),
-    "attention bias": lambda m: F.scaled_dot_product_attention(*[x(4, 7, 8)] * 3, attn_mask=m.heads[0][None]),
-    "virtual tokens": lambda m: torch.cat((m.row.repeat(ROWS * LANES, 1, 1), x(3, 4)), dim=1),
-    "virtual tokens behind": lambda m: torch.cat((x(3, 4), m.row.repeat(ROWS * LANES, 1, 1)), -2),
-    "shape queries": lambda m: x(7, 4) * m.vector * (m.matrix.size(0) + m.matrix.shape[1] + m.vector.numel()),
-}
-# What several lanes cannot do at once: each must refuse, and one lane at a time must give the right result.
-ALONE: dict[str, Callable[[Any], Any]] = {
-    "no rule": lambda m: torch.einsum("bti,oi->bto", x(7, 4), m.matrix),
-    "weight as input": lambda m: F.linear(m.row, torch.ones(3, 4, dtype=torch.float64)),
-    "weight as query": lambda m: F.scaled_dot_product_attention(m.heads, *[x(4, 7, 7, rows=2)] * 2),
-    "joined along the examples": lambda m: torch.cat((m.row, x(7, 4))),
-    "joined with one row of many": lambda m: torch.cat((m.row, x(3, 4)[:1]), 1),
-    "weight on the left": lambda m: m.matrix @ x(7, rows=4),
-    "norm of a weight": lambda m: F.layer_norm(m.square, (4,), torch.ones(4, dtype=torch.float64)),
-    "not stacked": lambda m: F.linear(x(4, rows=5), m.matrix),
-    "into a shared tensor": lambda m: torch.zeros(1, 7, 4, dtype=torch.float64).add_(m.row),
-    "unclear dimension": lambda m: torch.ones(2, 4, 7, 7, dtype=torch.float64) * m.heads,
-    "a number per lane": lambda m: x(7, 4) * float(m.scalar),
-    "matmul by keyword": lambda m: torch.matmul(input=x(7, 4), other=m.square),
-}
-
-
-def _augmented(m: Any) -> Tensor:
-    y = x(7, 4)
-    y += m.vector
-    y *= m.vector
-    y -= m.row
-    return y
-
-
-def explicit(perturber: Perturber, point: Point) -> Any:
-    """The holder with every parameter written out at a point."""
-    holder: Any = Holder()
-    for target in perturber.targets():
-        z = perturber.direction.block(target, point.key, 0, target.data.numel()).double()
-        getattr(holder, target.name).data.copy_(target.data + point.scale * z.view(target.data.shape))
-    return holder
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_each_lane_of_an_operation_is_the_operation_on_that_lanes_weights(perturber: Perturber, operation: str) -> None:
-    """Four lanes of two keys in one call: lane l of the result is what explicit weights at point l give, to 1e-12."""
-    call = OPERATIONS[operation]
-    with torch.no_grad():
-        with perturber.at(*POINTS, rows=ROWS):
-            found = call(perturber.model)
-        assert isinstance(found, Tensor) and not isinstance(found, LaneTensor)
-        for lane, (part, point) in enumerate(zip(found.chunk(LANES), POINTS, strict=True)):
-            expected = call(explicit(perturber, point)).chunk(LANES)[lane]
-            tolerance = 1e-5 if found.dtype == torch.float32 else 1e-12
-            torch.testing.assert_close(part, expected, rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("operation", [*OPERATIONS, *ALONE])
-def test_one_lane_is_right_for_every_operation(perturber: Perturber, operation: str) -> None:
-    """With one point the weight is made, then used: no operation is refused, not even those without a lane rule."""
-    call = {**OPERATIONS, **ALONE}[operation]
-    with torch.no_grad():
-        for point in POINTS[:2]:
-            with perturber.at(point, rows=ROWS * LANES) as lanes:
-                found = call(perturber.model)
-            assert lanes.touched
-            expected = call(explicit(perturber, point))
-            tolerance = 1e-5 if found.dtype == torch.float32 else 1e-12
-            torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("operation", ALONE)
-def test_lanes_refuse_what_has_no_rule(perturber: Perturber, operation: str) -> None:
-    """An operation that could mix lanes up raises LaneUnsupported; it never returns something."""
-    with torch.no_grad(), perturber.at(*POINTS, rows=ROWS), pytest.raises(LaneUnsupported) as caught:
-        ALONE[operation](perturber.model)
-    assert str(caught.value)
-
-
-def test_position_tables_as_wide_as_the_batch_are_not_taken_for_examples(perturber: Perturber) -> None:
-    """T5's T x T buckets with T = lanes * rows: shapes alone would cut them; ids that differ between lanes say no."""
-    size = ROWS * LANES
-    buckets = (torch.arange(size)[:, None] - torch.arange(size)).abs() % 11
-    with torch.no_grad(), perturber.at(*POINTS, rows=ROWS) as lanes:
-        found = F.embedding(buckets, perturber.model.table)
-        assert isinstance(found, Derived) and lanes.trace == ["embedding shared by all examples"]
-    for part, point in zip(found.parts, POINTS, strict=True):
-        torch.testing.assert_close(part, F.embedding(buckets, explicit(perturber, point).table), rtol=0, atol=1e-12)
 
 
 WRITES: dict[str, Callable[[Any], Any]] = {
@@ -250,36 +86,6 @@ def test_lanes_of_one_key_draw_their_noise_once() -> None:
     with torch.no_grad(), made.at(*POINTS, rows=ROWS):
         F.linear(x(7, 4), holder.matrix)
     assert asked == [(POINTS[0].key, 2), (POINTS[2].key, 2)]
-
-
-@pytest.mark.parametrize("method", models.METHOD_ROWS)
-@pytest.mark.parametrize("bias", [True, False])
-def test_large_matrices_are_perturbed_a_block_of_rows_at_a_time(
-    method: str, bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a small block size the result equals the whole, and no scratch is larger than a few aligned rows."""
-    from zotune import lane_products, lane_rules
-
-    layer = seeded(lambda: nn.Linear(33, 301, bias=bias)).double()
-    layer.weight.data.copy_(normals((301, 33), 1, torch.float64))
-    optimizer = train(method, layer)
-    data = x(33)
-    with torch.no_grad():
-        with optimizer.perturber.at(*POINTS, rows=ROWS):
-            whole = layer(data)
-        monkeypatch.setattr(lane_rules, "BLOCK", 128 * 33)
-        monkeypatch.setattr(lane_products, "BLOCK", 128 * 33)
-        sizes: list[int] = []
-        inner = optimizer.direction.add
-        monkeypatch.setattr(
-            optimizer.direction,
-            "add",
-            lambda t, k, s, w, scales: sizes.append(w.numel()) or inner(t, k, s, w, scales),  # type: ignore[func-returns-value]
-        )
-        with optimizer.perturber.at(*POINTS, rows=ROWS):
-            cut = layer(data)
-    torch.testing.assert_close(cut, whole, rtol=0, atol=1e-13)
-    assert max(sizes, default=0) <= 128 * 33
 
 
 def test_the_rules_are_a_table_that_can_be_replaced() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests import models
-from torch import nn
+from tests.machines import MACHINE
 
-from zotune import calibrate
-from zotune.calibrate import Machine, between
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError
 from zotune.load import load_model, meta_model
@@ -25,9 +22,6 @@ from zotune.plan import plan
 from zotune.session import Session
 from zotune.train import train
 from zotune.watch import Quiet
-
-SLOW = {1: 1e9, 1000: 1e10}
-MACHINE = Machine(1 << 20, 1 << 20, SLOW, SLOW, 1e-6, 1e-8, 1e-8)
 
 
 @pytest.fixture(autouse=True)
@@ -88,29 +82,6 @@ def test_plan_reads_no_weight(config: Callable[..., TrainConfig], tiny: Any, tmp
     }  # fmt: skip
 
 
-def test_meter_counts_what_is_alive() -> None:
-    """Peak and work of a small chain of operations, by hand; a view and what was there before count nothing."""
-    with torch.device("meta"):
-        layer, x = nn.Linear(8, 4, bias=False), torch.empty(2, 8)
-    with torch.inference_mode(), Meter() as meter:
-        y = layer(x)  # 2 x 4 floats
-        z = y.t().t() * 2  # as many
-        del y
-        w = z + 1  # y is gone: two at a time
-    assert meter.peak == 2 * 32 and meter.live == 64 and w.shape == (2, 4)
-    assert [flops for flops, *_ in meter.products] == [2.0 * 2 * 8 * 4]
-    assert meter.passes == [(64.0, 1.0), (64.0, 1.0)]
-
-
-def test_meter_makes_no_matrix_of_attention_scores() -> None:
-    """Attention takes the memory of its output, as fused kernels do."""
-    q = torch.empty(1, 2, 64, 8, device="meta")
-    with torch.inference_mode(), Meter() as meter:
-        nn.functional.scaled_dot_product_attention(q, q, q)
-    assert meter.peak == q.numel() * 4
-    assert meter.products[0][0] == 2 * 2 * 64 * 64 * 16
-
-
 def test_larger_batches_and_more_steps_cost_more(config: Callable[..., TrainConfig]) -> None:
     """Activations grow with the batch, time and journal with the steps, and lanes double what one forward holds."""
     small, large = (plan(config(batch_size=size, scope="norms"), Quiet()) for size in (2, 16))
@@ -133,29 +104,6 @@ def test_fits_is_said(config: Callable[..., TrainConfig], monkeypatch: pytest.Mo
     """A run that needs more than there is does not fit."""
     monkeypatch.setattr("zotune.plan.free_memory_bytes", lambda device: 1000)
     assert plan(config(), Quiet())["memory"]["fits"] is False
-
-
-def test_measurements_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Measured once per machine; a damaged file is measured again; the cache folder may be read-only."""
-    monkeypatch.setenv("ZOTUNE_CACHE", str(tmp_path))
-    calls: list[int] = []
-    monkeypatch.setattr(calibrate, "measure", lambda *_: calls.append(1) or MACHINE)
-    ask = lambda: calibrate.calibrate(torch.device("cpu"), torch.float32, "gaussian", lambda _: None)  # noqa: E731
-    assert ask() == ask() == MACHINE and len(calls) == 1
-    kept = next((tmp_path / "machines").iterdir())
-    assert json.loads(kept.read_text())["overhead"] == 1e-6
-    kept.write_text("{")
-    assert ask() == MACHINE and len(calls) == 2
-    monkeypatch.setenv("ZOTUNE_CACHE", str(kept))  # a file: nothing can be kept below it
-    said: list[str] = []
-    assert calibrate.calibrate(torch.device("cpu"), torch.float32, "gaussian", said.append) == MACHINE
-    assert "cannot be kept" in said[-1]
-
-
-def test_between_is_log_linear() -> None:
-    """Exact at the points, geometric between them, constant beyond."""
-    table = {1: 1.0, 100: 100.0}
-    assert [between(table, at) for at in (0.5, 1, 10, 100, 1000)] == pytest.approx([1, 1, 10, 100, 100])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])

@@ -41,7 +41,8 @@ def text_files() -> list[Path]:
     return [
         path
         for path in (*ROOT.iterdir(), *inside)
-        if path.is_file() and path.suffix not in BINARY and not built & set(path.parts)
+        # In a worktree .git is a file, which says where the repository lies.
+        if path.is_file() and path.name != ".git" and path.suffix not in BINARY and not built & set(path.parts)
     ]
 
 
@@ -180,3 +181,10 @@ def test_readme_tree_is_the_tree() -> None:
         path.name for path in PACKAGE.iterdir() if not path.name.startswith(("_", ".")) and path.name != "py.typed"
     }
     assert named == there
+
+
+def test_every_module_has_its_test_file() -> None:
+    """The tests mirror the sources: `src/zotune/a/b.py` has `tests/a/test_b.py`."""
+    modules = [path.relative_to(PACKAGE) for path in SOURCES if path.stem not in ("__init__", "__main__")]
+    wanted = {path.as_posix(): ROOT / "tests" / path.parent / f"test_{path.name}" for path in modules}
+    assert wanted and [module for module, test in wanted.items() if not test.is_file()] == []

@@ -16,8 +16,7 @@ import pytest
 
 from zotune.cli import main
 from zotune.config import TrainConfig
-from zotune.errors import ConfigError, JournalError, RunError, UserError
-from zotune.header import check_header
+from zotune.errors import ConfigError, RunError, UserError
 from zotune.history.branch import branch
 from zotune.history.checkout import checkout
 from zotune.history.undo import undo
@@ -280,50 +279,6 @@ def test_sharded_checkpoints_load(
 
 
 # --- a journal from somewhere -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda h: h["arguments"].update(queries=10**9), "queries is 1000000000"),
-        (lambda h: h["arguments"].update(rank=10**9), "rank is 1000000000"),
-        (lambda h: h["parameters"].append(h["parameters"][0]), "each of its parameters once"),
-        (lambda h: h["parameters"].clear(), "each of its parameters once"),
-        (lambda h: h["parameters"][0].update(shape=[-1]), "shapes"),
-        (lambda h: h["parameters"][0].pop("name"), "names, shapes"),
-        (lambda h: h["groups"][0].update(weight_decay=float("nan")), "weight decays"),
-        (lambda h: h.update(seed=-1), "seed is -1"),
-        (lambda h: h.update(seed=True), "seed is True"),
-        (lambda h: h.update(stream=3), "no stream"),
-        (lambda h: h.pop("arguments"), "no arguments"),
-        (lambda h: h.pop("method"), "no method"),
-    ],
-)
-def test_header(config: Callable[..., TrainConfig], change: Callable[[dict[str, Any]], Any], said: str) -> None:
-    """A whole header with counts or shapes that no run writes is refused before a model is touched."""
-    train(config(steps=1), Quiet())
-    header = read(config().output_dir / "journal.zoj")[0]
-    check_header(header)
-    change(header)
-    with pytest.raises(JournalError, match=f"{said}.*Remedy"):
-        check_header(header)
-
-
-@pytest.mark.parametrize(
-    "change", [{"law": []}, {"law": 10**9}, {"law": "other"}, {"eps": "x"}, {"queries": 1.5}, {"x": 1}]
-)
-def test_arguments_of_another_type(config: Callable[..., TrainConfig], change: dict[str, Any]) -> None:
-    """Arguments that the method does not take, or of another type, are refused by a replay with the whole header."""
-    train(config(steps=1), Quiet())
-    path = config().output_dir / "journal.zoj"
-    header, records, _ = read(path)
-    header["arguments"].update(change)
-    path.unlink()
-    with Journal.create(path, header) as journal:
-        for record in records:
-            journal.append(record)
-    with pytest.raises(JournalError, match=f"{next(iter(change))}.*Remedy"):
-        replay(config().output_dir, False, Quiet())
 
 
 def test_records_that_do_not_fit(config: Callable[..., TrainConfig]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,7 +15,6 @@ from tests import models
 from tests.tiny import save_tiny
 from torch import nn
 
-from zotune.cli import main
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
 from zotune.export import export
@@ -232,19 +230,3 @@ def test_what_is_no_mask_is_refused(config: Config, tmp_path: Path) -> None:
         find(config(), 1.5, tmp_path / "mask", Quiet())
     with pytest.raises(RunError, match="cannot be written: .*Remedy: choose another --to"):
         find(config(label_words=None, template=None, eval=None), 0.01, tmp_path / "no" / "mask", Quiet())
-
-
-def test_the_command(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`zotune sensitive` writes a mask that `zotune train --scope sensitive` takes."""
-    settings, to = config(), tmp_path / "mask.safetensors"
-    words = ["--model", settings.model, "--train", str(settings.train), "--threads", "1"]
-    with pytest.raises(SystemExit) as ended:
-        main(["sensitive", *words, "--share", "0.01", "--to", str(to), "--json"])
-    assert not ended.value.code
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["examples"] == 22 and found["bytes"] == to.stat().st_size and found["weights"] > 40
-    scope = ["--scope", "sensitive", "--sensitive", str(to), "--steps", "2", "--output-dir", str(tmp_path / "r")]
-    with pytest.raises(SystemExit) as ended:
-        main(["train", *words, *scope, "--json"])
-    assert not ended.value.code
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 2

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import courses
+from tests.courses import COURSES, Config, Noting, Stopped, course, state, steps_of
 
 import zotune
 from zotune.config import TrainConfig
 from zotune.errors import JournalError, NonFiniteLoss, RunError, UserError
-from zotune.journal import HashRecord, Journal, StepRecord
-from zotune.journal import read as read_journal
 from zotune.load import load_model
 from zotune.methods import METHODS
 from zotune.resolve import config_of
@@ -25,77 +25,7 @@ from zotune.train import resume, train
 from zotune.watch import Quiet
 from zotune.weights import weights_sha256
 
-Config = Callable[..., TrainConfig]
-
-# What a run does beside stepping: it evaluates and takes snapshots, and its units of three rows end in one of one row.
-BUSY: dict[str, Any] = {"eval_every": 3, "snapshot_every": 2, "micro_batch_size": 3, "batch_size": 6}
-
-COURSES: dict[str, dict[str, Any]] = {
-    "mezo": {},
-    "signs": {"method_args": {"law": "rademacher"}, "queries": 3},
-    "sparse": {"method": "sparse_mezo"},
-    "lozo": {"method": "lozo", "method_args": {"rank": 2, "interval": 3}},
-    "agzo": {"method": "agzo", "method_args": {"rank": 2}},
-    "agzo-two-sided": {"method": "agzo", "method_args": {"sided": "two"}, "scope": "last:1", "dtype": "bfloat16"},
-    "aimzo": {"method": "aimzo", "method_args": {"width": 6, "head": 2, "active": 4, "probes": 3}},
-    "aimzo-reuse": {"method": "aimzo", "method_args": {"probes": 3, "eps_steps": 7}, "scope": "last:1", "eps": 1e-3},
-    "curvzo": {"method": "curvzo", "method_args": {"clip": 1.5}},
-    "blocks": {"method": "lozo", "method_args": {"interval": 2}, "blocks": "cycle"},
-    "random-blocks": {"method": "aimzo", "method_args": {"probes": 2}, "blocks": "random:0.5"},
-    "adam": {"method_args": {"moments": "adam", "history": 3}, "queries": 2},
-    "residual": {"method_args": {"feedback": "residual"}},
-    "growing": {"method_args": {"samples_over": 5}, "queries": 3},
-    "bfloat16": {"dtype": "bfloat16"},
-    "float16": {"dtype": "float16", "queries": 2},
-    "linear": {"lr_schedule": "linear", "warmup_steps": 2, "weight_decay": 0.1},
-    "cosine": {"lr_schedule": "cosine", "warmup_steps": 1},
-    "warm": {"warmup_steps": 3},
-    "reuse": {"scope": "norms&last:1"},
-    "reuse-none-kept": {"scope": "last:1", "reuse_mb": 0},
-    "reuse-sequential": {"scope": "last:1", "lanes": "off", "queries": 2},
-    "lora": {"scope": "lora"},
-    "lora-bfloat16": {"scope": "lora&last:1", "dtype": "bfloat16"},
-    "lora-lozo": {"scope": "lora", "method": "lozo", "lora_rank": 2},
-    "prefix": {"scope": "prefix"},
-    "prefix-lozo-bfloat16": {"scope": "prefix", "method": "lozo", "dtype": "bfloat16", "prefix_tokens": 3},
-    "prompt": {"family": "t5", "scope": "prompt"},
-    "head": {"family": "gpt2", "scope": "head", "weight_decay": 0.1},
-    "sparse-bfloat16": {"method": "sparse_mezo", "dtype": "bfloat16", "queries": 2},
-    "language-model": {"label_words": None, "template": None, "eval": None},
-    "tied": {"family": "gpt2", "scope": "last:1"},
-    "masked": {"family": "bert", "scope": "biases&last:2"},
-    "seq2seq": {"family": "t5", "scope": "last:1"},
-}
-
-
-class Stopped(Exception):
-    """The stop of a test."""
-
-
-@pytest.fixture
-def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """`stop_before(k)`: training raises Stopped when it is about to take step k; None lets it run."""
-    step = Session.step
-
-    def arm(k: int | None) -> None:
-        def stopping(session: Session) -> None:
-            if session.optimizer.steps == k:
-                raise Stopped
-            step(session)
-
-        monkeypatch.setattr(Session, "step", stopping)
-
-    return arm
-
-
-def state(run: Path) -> tuple[bytes, bytes]:
-    """What must be the same to the byte."""
-    return (run / "journal.zoj").read_bytes(), (run / "metrics.jsonl").read_bytes()
-
-
-def course(config: Config, name: str, **options: Any) -> TrainConfig:
-    """The config of a row of COURSES."""
-    return config(**{**BUSY, **COURSES[name], **options})
+half, whole, stop_before = courses.half, courses.whole, courses.stop_before
 
 
 @pytest.mark.parametrize("name", COURSES)
@@ -144,28 +74,6 @@ def test_one_stop(config: Config, tmp_path: Path, stop_before: Callable[[int | N
     stop_before(None)
     resume(tmp_path / "run", Quiet())
     assert state(tmp_path / "run") == state(tmp_path / "whole")
-
-
-def steps_of(run: Path) -> list[StepRecord]:
-    """The steps in a run's journal."""
-    return [record for record in read_journal(run / "journal.zoj")[1] if isinstance(record, StepRecord)]
-
-
-@pytest.fixture
-def half(config: Config, stop_before: Callable[[int | None], None]) -> Path:
-    """A run that was stopped before its step 5: two snapshots, one evaluation on the way."""
-    stop_before(5)
-    with pytest.raises(Stopped):
-        train(course(config, "mezo"), Quiet())
-    stop_before(None)
-    return config().output_dir
-
-
-@pytest.fixture
-def whole(config: Config, tmp_path: Path) -> Path:
-    """The same run, undisturbed."""
-    train(course(config, "mezo", output_dir=tmp_path / "whole"), Quiet())
-    return tmp_path / "whole"
 
 
 def test_a_finished_run_is_left_alone(whole: Path) -> None:
@@ -221,87 +129,6 @@ def test_another_seed_is_another_run(config: Config, tmp_path: Path) -> None:
 # --- what is lost or damaged in the run folder -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: b"",
-        lambda text: text[:-3],
-        lambda text: text[:100],
-        lambda text: text.replace(b'{"step": 3, "loss"', b'{"step": 3, "lost"'),
-        lambda text: text.replace(b'{"step": 3, "eval"', b'{"step": 9, "eval"'),
-        lambda text: b"".join(text.splitlines(keepends=True)[1:]),
-        lambda text: text.replace(b"\n", b"\n\n").replace(b"}", b"}\xff", 1),
-        lambda text: text + text,
-    ],
-)
-def test_metrics_are_written_again(half: Path, whole: Path, damage: Callable[[bytes], bytes]) -> None:
-    """Metrics that are lost, cut, with a hole, or with lines that do not belong there end as the undisturbed run's."""
-    path = half / "metrics.jsonl"
-    damaged = damage(path.read_bytes())
-    assert damaged != path.read_bytes()
-    path.write_bytes(damaged)
-    resume(half, Quiet())
-    assert state(half) == state(whole)
-
-
-def test_metrics_file_is_gone(half: Path, whole: Path) -> None:
-    """The whole file is made again, evaluations included."""
-    (half / "metrics.jsonl").unlink()
-    resume(half, Quiet())
-    assert state(half) == state(whole)
-
-
-def _alter_weights(snapshot: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(snapshot / "tensors.safetensors")
-    next(iter(tensors.values())).view(-1)[0] += 1
-    save_file(tensors, snapshot / "tensors.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda path: (path / "COMPLETE").unlink(), "step-0000000004 is skipped: it has no COMPLETE"),
-        (lambda path: (path / "tensors.safetensors").write_bytes(b"x"), "does not have the size"),
-        (_alter_weights, "The snapshot of step 4 does not hold the weights it was made of"),
-        (lambda path: shutil.rmtree(path.parent), ""),
-    ],
-)
-def test_damaged_snapshots_only_cost_time(
-    half: Path, whole: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], said: str
-) -> None:
-    """A snapshot without its marker, cut, with a changed weight, or gone: said, and the run ends the same."""
-    damage(half / "snapshots" / "step-0000000004")
-    watch = Noting()
-    with caplog.at_level(logging.WARNING, "zotune"):
-        resume(half, watch)
-    assert said in caplog.text + " ".join(watch.said)
-    assert state(half) == state(whole)
-
-
-class Noting:
-    """A watcher that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.info: dict[str, str] = {}
-        self.steps: list[int] = []
-        self.evals: list[int] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def header(self, info: Any) -> None:
-        self.info.update(info)
-
-    def step(self, step: int, steps: int, loss: float, seconds: float, extra: Any) -> None:
-        self.steps.append(step)
-
-    def eval(self, step: int, result: Any) -> None:
-        self.evals.append(step)
-
-
 def test_watch(config: Config) -> None:
     """The watcher hears what the run is, each step, and each evaluation."""
     watch = Noting()
@@ -341,19 +168,6 @@ def test_corrupt_middle(half: Path) -> None:
 def resolved(run: Path) -> TrainConfig:
     """A run's own config."""
     return config_of(RunPaths(run))
-
-
-def test_recorded_hash_is_checked(half: Path) -> None:
-    """A hash on the way that the replayed weights do not have stops a resume, even without a snapshot."""
-    shutil.rmtree(half / "snapshots")
-    path = half / "journal.zoj"
-    header, records, _ = read_journal(path)
-    path.unlink()
-    with Journal.create(path, header) as journal:
-        for record in records:
-            journal.append(HashRecord(2, "ab" * 32) if isinstance(record, HashRecord) and record.step == 2 else record)
-    with pytest.raises(RunError, match="weights after 2 steps are not those that the run recorded"):
-        resume(half, Quiet())
 
 
 # --- what a run is may not change under it ---------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from zotune.machine import fingerprint
 
 _VERSION = 1  # of what is measured; a change makes every kept measurement stale
 _WIDTH = 768
+_LARGE = (2048, 4096)  # inputs and outputs of the matrix that is perturbed and updated
 _LEAST, _MOST, _BUDGET = 5, 100, 0.5  # repetitions of a measurement, and its seconds
 _ROWS = (1, 16, 128, 1024)  # rows of a matrix product, at which its rate is measured
 _SIZES = (1 << 12, 1 << 18, 1 << 22, 1 << 25)  # bytes of an elementwise pass
@@ -111,7 +112,7 @@ def kept(device: torch.device, dtype: torch.dtype, law: str) -> Machine | None:
     try:
         values = json.loads(_path(device, dtype, law).read_text())
         return Machine(**{key: _keys(value) for key, value in values.items()})
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):  # also where the file holds something else
         return None
 
 
@@ -152,9 +153,9 @@ def _noise(device: torch.device, dtype: torch.dtype, law: str) -> tuple[float, f
     """Seconds per weight of perturbing at two sides and of updating, on a model of one large matrix."""
     from zotune import METHODS
 
-    model = nn.Linear(2048, 4096, bias=False, device=device, dtype=dtype)
+    model = nn.Linear(*_LARGE, bias=False, device=device, dtype=dtype)
     opt = METHODS["mezo"].build(model, lr=0.0, law=law)
-    batch = {"x": torch.ones(1, 2048, device=device, dtype=dtype)}
+    batch = {"x": torch.ones(1, _LARGE[0], device=device, dtype=dtype)}
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
         return model(batch["x"]).float().mean(dim=1)  # type: ignore[no-any-return]

@@ -13,7 +13,8 @@ from zotune.watch import Quiet, Watch, size
 
 def say_versions(recorded: dict[str, Any], now: dict[str, Any], watch: Watch) -> None:
     """Another version may round otherwise: the recorded hashes still decide, but the reason should be known before."""
-    other = [f"{key} {recorded[key]} (now {now[key]})" for key in ("zotune", "torch") if recorded.get(key) != now[key]]
+    named = [key for key in ("zotune", "torch") if key in recorded]
+    other = [f"{key} {recorded[key]} (now {now[key]})" for key in named if recorded[key] != now[key]]
     before, after = recorded.get("functions", {}), now.get("functions", {})
     changed = [name for name in after if before.get(name) != after[name]]
     if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -65,9 +66,13 @@ def collect(run: str | Path) -> RunData:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON objects; an unfinished last one is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """The whole lines of a file of JSON objects. What a kill left of one is left out, also before other lines."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [row for row in found if isinstance(row, dict)]
 
 
 def _whole(timing: Sequence[dict[str, Any]], steps: int) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from zotune.cli import main
+from zotune.config import TrainConfig
 from zotune.journal import Journal
 from zotune.run import RunFolder
 
@@ -87,3 +91,51 @@ def run_folder(tmp_path: Path) -> Path:
     with RunFolder.create(tmp_path / "run", config) as folder:
         Journal.create(folder.paths.journal, {}).close()
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of `run` is kept."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture
+def run(config: Callable[..., TrainConfig], trained: Path, tmp_path: Path) -> Path:
+    """A finished run of seven steps, evaluated after 3, 6 and 7, in a copy of its own; it is trained once."""
+    from zotune.train import train
+    from zotune.watch import Quiet
+
+    if not trained.exists():
+        train(config(snapshot_every=3, eval_every=3, output_dir=trained), Quiet())
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def last() -> Callable[[Outcome], Any]:
+    """The JSON that a command printed: the only line of stdout."""
+
+    def read(outcome: Outcome) -> Any:
+        assert outcome.code == 0 and outcome.stdout.count("\n") == 1, outcome
+        return json.loads(outcome.stdout)
+
+    return read
+
+
+@pytest.fixture
+def refused(cli: Callable[..., Outcome], run: Path, tmp_path: Path) -> Callable[[list[str], int, str], None]:
+    """`refused(words, code, said)`: one line with a remedy, the right code; the run is as before, nothing is left.
+
+    RUN and TO among the words stand for the run and a folder that is not there.
+    """
+
+    def check(words: list[str], code: int, said: str) -> None:
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        places = {"RUN": run, "TO": tmp_path / "to"}
+        outcome = cli(*[places.get(word, word) for word in words], "--json")
+        assert outcome.code == code and re.search(said, outcome.stderr), outcome
+        assert outcome.stderr.count("\n") == 1 and "Traceback" not in outcome.stderr
+        assert "Remedy: " in json.loads(outcome.stdout)["error"]
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        assert not (tmp_path / "to").exists()
+
+    return check

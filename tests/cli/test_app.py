@@ -115,16 +115,3 @@ def test_completion_knows_commands_and_flags() -> None:
             check=False,
         )
         assert expected <= set(done.stdout.split()), done
-
-
-def test_exit_codes_are_documented(repository: Any) -> None:
-    """Every exit code of the errors stands in the table of docs/index.md."""
-    from zotune import errors
-
-    table = (repository / "docs" / "index.md").read_text(encoding="utf-8")
-    codes = {
-        kind.exit_code
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.UserError)
-    }
-    assert [code for code in codes if f"| {code} |" not in table] == []

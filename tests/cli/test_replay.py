@@ -38,3 +38,14 @@ def test_replay_needs_a_run(cli: Any, fakes: Any, tmp_path: Path) -> None:
     outcome = cli("replay", tmp_path, "--json")
     assert outcome.code == 4 and "holds no run" in json.loads(outcome.stdout)["error"]
     assert fakes.calls == []
+
+
+def test_replay_to_a_folder_with_content(cli: Any, run: Path, tmp_path: Path) -> None:
+    """`zotune replay --to` no more writes among other files; with --force the folder is replaced."""
+    to = tmp_path / "to"
+    to.mkdir()
+    (to / "notes").touch()
+    outcome = cli("replay", run, "--to", to)
+    assert outcome.code == 4 and "is not empty" in outcome.stderr and (to / "notes").exists()
+    assert cli("replay", run, "--to", to, "--force").code == 0
+    assert not (to / "notes").exists() and (to / "model.safetensors").exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -103,18 +101,3 @@ def test_hub_weights_become_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert AutoTokenizer.from_pretrained(out).tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
     assert model.config.dtype == torch.float32
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-def test_quiet_puts_everything_back() -> None:
-    """Verbosity, progress bars, warning filters and stderr are what they were, after an error too."""
-    from transformers.utils import logging
-
-    def settings() -> tuple[object, ...]:
-        return logging.get_verbosity(), logging.is_progress_bar_enabled(), list(warnings.filters), sys.stderr
-
-    before = settings()
-    with pytest.raises(KeyError), quiet():
-        assert settings() != before
-        warnings.warn("unheard", stacklevel=1)
-        raise KeyError
-    assert settings() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -14,14 +13,14 @@ from typing import Any, Literal
 import pytest
 import torch
 from tests import models
+from tests.engines.blocks import deep, squared
 from tests.models import batch_for, loss, record_of, same_bits, seeded, tiny, train, weights
-from torch import Tensor, nn
+from torch import Tensor
 
 import zotune
 from zotune.config import TrainConfig
-from zotune.engines.away import Away
 from zotune.engines.offload import Offload
-from zotune.errors import ConfigError, RunError, UserError
+from zotune.errors import ConfigError
 from zotune.estimate import Point
 from zotune.history.checkout import checkout
 from zotune.history.verify import verify
@@ -155,35 +154,6 @@ def test_a_replay_is_one_crossing() -> None:
     assert same_bits(weights(model), weights(plain))
 
 
-def deep(blocks: int, width: int) -> Any:
-    """A model of `blocks` blocks with a matrix of width x width each, and little else."""
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(width, width)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.linear(x).tanh()
-
-    class Deep(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks, self.head = nn.ModuleList(Block() for _ in range(blocks)), nn.Linear(width, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            for block in self.blocks:
-                x = block(x)
-            return self.head(x)
-
-    return seeded(Deep)
-
-
-def squared(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The squared output of each row."""
-    return model(batch["x"]).square().sum(-1)
-
-
 class Device:
     """A device of few bytes: every Room is made of them, and gives them back when nothing holds it any more."""
 
@@ -244,35 +214,6 @@ def test_evaluating_writes_nothing() -> None:
     assert same_bits(weights(model), before)
 
 
-def test_a_weight_that_is_away_cannot_be_read() -> None:
-    """Its shape can be asked; a model that uses a block's weight outside that block's forward says so."""
-    model = deep(2, 8)
-    offload = Offload(model)
-    away = offload.away["blocks.0.linear.weight"]
-    assert isinstance(away, Away) and (away.shape, away.dtype, away.numel()) == ((8, 8), torch.float32, 64)
-    for use in (lambda: away + 1, lambda: away.reshape(-1), lambda: float(away.sum())):
-        with pytest.raises(UserError, match=r"blocks.0.linear.weight is used outside.* Remedy: "):
-            use()
-    optimizer = train("mezo", model, offload=offload)
-    with pytest.raises(UserError, match="used outside the forward of its block"):
-        optimizer.step(
-            lambda m, batch: squared(m, batch) + m.blocks[1].linear.weight.sum(), {"x": models.normals((4, 8), 1)}
-        )
-
-
-def test_what_several_places_use_stays() -> None:
-    """A module in two blocks, a weight tied to the head, and small tensors are no part of what is streamed."""
-    model = deep(3, 8)
-    model.blocks[1].linear = model.blocks[0].linear
-    model.tied = nn.Linear(8, 8)
-    model.tied.weight = model.blocks[2].linear.weight
-    assert {name for part in Offload(model).parts for name in part.parameters} == {"blocks.2.linear.bias"}
-    streamed = {name for part in Offload(deep(2, 8), small=8).parts for name in part.parameters}
-    assert streamed == {"blocks.0.linear.weight", "blocks.1.linear.weight"}
-    with pytest.raises(ConfigError, match="no list of blocks.* Remedy: leave --offload out"):
-        Offload(nn.Linear(3, 3))
-
-
 def test_a_forward_that_fails_inside_a_block_leaves_the_model_whole() -> None:
     """After an error, also one that no hook sees, the parameters are where they were and the next forward is right."""
     model = deep(3, 8)
@@ -290,18 +231,6 @@ def test_a_forward_that_fails_inside_a_block_leaves_the_model_whole() -> None:
         hook.remove()
         assert torch.equal(squared(model, batch), expected)
         assert [id(parameter) for parameter in model.parameters()] == names
-
-
-def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is known at the start how much the blocks need: nothing is begun that cannot end."""
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(RunError, match=r"the blocks need 8,192 bytes in .*No space left.* Remedy: free space"):
-        Offload(deep(2, 8), home="disk", folder=tmp_path, small=8)
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ import torch
 from tests import models
 from tests.models import Weights, flat, normals, of, target_of
 
-from zotune.errors import ConfigError
-from zotune.estimate import Probe
 from zotune.methods import LoZO, LoZOM
 from zotune.noise import LAWS, Key, Law, Purpose, noise
 
@@ -94,33 +92,3 @@ def test_momentum_keeps_its_direction_through_a_refresh() -> None:
         before, after = (m @ v[0].T).flatten(), (m @ (v[0].T @ v[1] / 30) @ v[1].T).flatten()
         found.append(float(torch.nn.functional.cosine_similarity(before, after, dim=0)))
     assert found[0] > 0.85 > 0.6 > abs(found[1])
-
-
-def test_the_declared_memory_is_what_is_kept() -> None:
-    """rank numbers per row of a matrix and the step of their basis, one per element of a vector."""
-    optimizer = LoZOM(start(), lr=0.01, eps=1e-2, rank=2)
-    optimizer.step(of(function), {})
-    kept = optimizer.rule.state()
-    assert {name: m.numel() for name, m in kept.items()} == {"a": 12, "a/step": 1, "b": 7}
-    assert optimizer.rule.state_elements(optimizer.perturber.targets()) == 20
-
-
-@pytest.mark.parametrize("beta", [-0.1, 1.0, float("nan")])
-def test_an_impossible_momentum_is_refused(beta: float) -> None:
-    """Outside [0, 1) the average has no meaning."""
-    with pytest.raises(ConfigError, match="momentum must be in .*Remedy"):
-        LoZOM(start(), beta=beta)
-
-
-def test_a_matrix_that_rested_is_projected_from_where_it_last_moved() -> None:
-    """Moved in steps 0 and 5 of windows of two: from the basis of window 0 to that of window 2, in one go; 1e-13."""
-    optimizer = LoZOM(start(), eps=1e-2, beta=0.8, rank=3, interval=2, normalize="none", seed=6)
-    target, direction = target_of(optimizer, "a"), optimizer.direction
-    for step in (0, 5):
-        optimizer.rule.change(target, direction, [Probe(Key(6, step), 2.0, (1.0, 1.0))], 0.1)
-    u, v = (
-        [part(direction.factors(target, Key(6, step))) for step in (0, 5)] for part in (lambda f: f.u, lambda f: f.v)
-    )
-    expected = 0.8 * (0.4 * u[0]) @ v[0].T @ v[1] / 5 + 0.4 * u[1]
-    torch.testing.assert_close(optimizer.rule.state()["a"], expected, rtol=0, atol=1e-13)
-    assert int(optimizer.rule.state()["a/step"]) == 5

@@ -6,7 +6,8 @@ of a string, loop for years, or draw random words; a run's config may come from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+import functools
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, final
 
@@ -35,6 +36,7 @@ _REFUSED = (
 )  # fmt: skip
 
 
+_CONTAINERS, _PLAIN = (list, tuple, dict), (int, float, Undefined)
 _ITEMS, _STORED = "_items", "_stored"  # filters that a template cannot name: it cannot contain them
 
 
@@ -48,17 +50,24 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset("+")
 
     def __init__(self, finalize: Callable[[Any], Any]) -> None:
-        super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=finalize)
+        super().__init__(
+            undefined=StrictUndefined,
+            keep_trailing_newline=True,
+            autoescape=False,
+            finalize=lambda value: finalize(_written(value)),
+        )
         tojson = self.filters["tojson"]
         self.globals.clear()  # range, lipsum, cycler, namespace, ...
-        self.filters = {name: self.filters[name] for name in _FILTERS} | {
+        filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _FILTERS} | {
             "join": pass_environment(_join),
             "replace": _replace,
             "round": _round,
+            "sum": pass_environment(_sum),
             "tojson": pass_eval_context(lambda context, value: tojson(context, value)),  # no indent
             _ITEMS: _items,
             _STORED: _stored,
         }
+        self.filters = {name: _bounded(filter) for name, filter in filters.items()}
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  (as Jinja names them)
         """Only methods of text, lists and mappings, and only those that cannot make more of it."""
@@ -71,8 +80,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """A sum, unless it is too long."""
-        if isinstance(left, Sized) and isinstance(right, Sized):
-            _check_size(len(left) + len(right))
+        _check_size(_size(left, {}) + _size(right, {}))
         return super().call_binop(context, operator, left, right)
 
     def tree(self, source: str) -> nodes.Template:
@@ -94,7 +102,17 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
 
 @final
 class _Bounding(NodeTransformer):
-    """Puts a check around everything that can double: what `~` joins, what `set` stores, what a loop runs over."""
+    """Puts a check around all that can double: lists, what `~` joins, what `set` stores, what a loop runs over."""
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return _filter(node, _STORED)
+
+    visit_Dict = visit_List
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return _filter(node, _STORED) if node.ctx == "load" else node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
@@ -124,10 +142,51 @@ def _check_loops(node: nodes.Node, depth: int) -> None:
         _check_loops(child, depth)
 
 
+def _bounded(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, unless its result is too large: `tojson` doubles every quote."""
+
+    @functools.wraps(filter)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        return _stored(filter(*args, **kwargs))
+
+    return bounded
+
+
 def _stored(value: Any) -> Any:
-    if isinstance(value, Sized) and not isinstance(value, Undefined):
-        _check_size(len(value))
+    _check_size(_size(value, {}))
     return value
+
+
+def _written(value: Any) -> Any:
+    """What becomes part of the text."""
+    _size([value], {})
+    return value
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Characters and items of a value, as its text has them: a list that holds another one twice counts it twice."""
+    if isinstance(value, str):
+        return len(value)
+    if not isinstance(value, _CONTAINERS):
+        return 1
+    if id(value) not in known:
+        size = 1
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            if isinstance(part, _CONTAINERS):
+                size += _size(part, known)
+            elif isinstance(part, str):
+                size += len(part)
+            else:
+                size += 1
+                _refuse_address(part)
+        known[id(value)] = size
+    return known[id(value)]
+
+
+def _refuse_address(value: Any) -> None:
+    """A function or a generator would read as its address in memory: another text each time."""
+    if not isinstance(value, _PLAIN) and (callable(value) or isinstance(value, Iterator)):
+        raise SecurityError(f"{type(value).__name__} is no text")
 
 
 def _items(value: Any) -> list[Any]:
@@ -153,9 +212,16 @@ def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     return str(text.replace(old, new, times))
 
 
+def _sum(environment: Any, value: Any, attribute: str | int | None = None, start: Any = 0) -> Any:
+    items = [environment.getitem(item, attribute) if attribute is not None else item for item in value]
+    if not all(isinstance(item, int | float) for item in (start, *items)):
+        raise SecurityError("sum of what is no number")
+    return sum(items, start)
+
+
 def _join(environment: Any, value: Any, d: Any = "", attribute: str | int | None = None) -> str:
     items = [environment.getitem(item, attribute) if attribute is not None else item for item in value]
-    texts = [str(item) for item in items]
+    texts = [str(item) for item in _stored(items)]
     _check_size(sum(map(len, texts)) + len(str(d)) * len(texts))
     return str(d).join(texts)
 

@@ -1,0 +1,84 @@
+"""Parts that do not go together are refused before the first step, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.models import Weights, tiny, train
+from tests.sharings import Alone
+from torch import nn
+
+from zotune.config import TrainConfig
+from zotune.direction import Dense
+from zotune.engines.offload import Offload
+from zotune.errors import ConfigError
+from zotune.load import load_model
+from zotune.low_rank import LowRank
+from zotune.momentum import Momentum
+from zotune.perturb import Perturber
+from zotune.refusals import check_banks, check_folding, check_offload, check_parallel
+from zotune.rule import Sgd
+
+
+def test_impossible_windows_are_refused() -> None:
+    """Windows that cut across a refresh, any window for a dense method, and decay with waiting updates."""
+    for method, every in (("lozo", 2), ("mezo", 3), ("lozo", 0)):
+        with pytest.raises(ConfigError, match="fold_every is .* Remedy: "):
+            train(method, Weights(a=torch.ones(4, 4)), fold_every=every)
+    with pytest.raises(ConfigError, match="weight decay"):
+        train("lozo", tiny("llama"), fold_every=3, weight_decay=0.1)
+
+
+def test_a_divisor_of_the_window_is_fine() -> None:
+    """1 for every method, any divisor for a low-rank one, and decay as long as nothing waits."""
+    decayed = [{"weight_decay": 0.0}, {"weight_decay": 0.1}]
+    check_folding(1, Dense(), decayed)
+    for every in (1, 2, 3, 6):
+        check_folding(every, LowRank(2, 6), decayed[:1])
+    with pytest.raises(ConfigError, match="fold_every is 4, which does not divide the 6 steps"):
+        check_folding(4, LowRank(2, 6), decayed[:1])
+    with pytest.raises(ConfigError, match="weight decay writes every weight in every step. Remedy: fold_every=1"):
+        check_folding(2, LowRank(2, 6), decayed)
+
+
+def test_offload_is_for_one_process_and_a_method_without_a_state() -> None:
+    """Other processes, and a rule with a memory, are refused by name; mezo's parts are not."""
+    check_offload("mezo", Dense(), Sgd(), None)
+    with pytest.raises(ConfigError, match="the blocks of one process. Remedy: leave --offload out, or start without"):
+        check_offload("mezo", Dense(), Sgd(), Alone())
+    with pytest.raises(
+        ConfigError, match="mine learns from every step, .* Remedy: leave --offload out, or take a method"
+    ):
+        check_offload("mine", Dense(), Momentum(0.9, 1.0), None)
+    model = tiny("llama")
+    with pytest.raises(ConfigError, match="the blocks of one process"):
+        train("mezo", model, offload=Offload(model), parallel=Alone())
+
+
+def test_a_sharded_model_is_shared_in_one_way() -> None:
+    """Its processes take part in every forward, so they cannot part over micro-batches; whole models can."""
+    perturber, sharing = Perturber(nn.Linear(2, 2), ["weight"], Dense()), Alone()
+    check_parallel(perturber, sharing)
+    perturber.sharding = True  # type: ignore[assignment]  # a FSDP2 model needs a process group
+    check_parallel(perturber, None)
+    with pytest.raises(ConfigError, match="every process takes part in every forward, and parallel is 'alone'. Remedy"):
+        check_parallel(perturber, sharing)
+    sharing.mode = "shard"
+    check_parallel(perturber, sharing)
+
+
+def test_a_bank_wants_factors_and_no_decay(config: Callable[..., TrainConfig]) -> None:
+    """Of a model without banks nothing is asked; of one with them, a low-rank direction and no decay."""
+    decayed, still = [{"weight_decay": 0.1}], [{"weight_decay": 0.0}]
+    check_banks(Perturber(nn.Linear(2, 2), ["weight"], Dense()), Dense(), decayed, "mezo", 0)
+    banked = train("lozo", load_model(config(scope="bank")), scope="bank").perturber
+    thin = banked.direction
+    check_banks(banked, thin, still, "lozo", 0)
+    with pytest.raises(ConfigError, match="a bank's base is read-only, so it cannot decay"):
+        check_banks(banked, thin, decayed, "lozo", 0)
+    with pytest.raises(
+        ConfigError, match="mine has no low-rank form for .*, which is kept as factors. Remedy: --method"
+    ):
+        check_banks(banked, Dense(), still, "mine", 0)
