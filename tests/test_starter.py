@@ -37,6 +37,26 @@ def test_defaults_in_comments_are_the_defaults() -> None:
     assert values == {name: value for name, value in defaults.items() if name not in NEVER_FROM_FILE}
 
 
+def test_a_task_needs_no_rows_of_files(tmp_path: Path) -> None:
+    """Where a task is given no file of rows stands beside it, and none is asked for."""
+    path = tmp_path / "run.yaml"
+    assert write_starter(path, {"task": "sst2", "steps": "30"})["to_fill_in"] == ["model"]
+    config = resolve({}, path)
+    assert (config.task, config.train, config.steps) == ("sst2", None, 30)
+    assert "\nsteps: 30\n" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"steps": "many"}, "steps is 'many'"), ({"task": "sst2", "train": "t.jsonl"}, "cannot be used together")],
+)
+def test_what_no_run_could_have_is_not_written(tmp_path: Path, values: dict[str, str], said: str) -> None:
+    """It is refused before there is a file."""
+    with pytest.raises(ConfigError, match=said):
+        write_starter(tmp_path / "run.yaml", values)
+    assert not (tmp_path / "run.yaml").exists()
+
+
 def test_file_is_not_replaced(tmp_path: Path) -> None:
     """An existing file stays without force; a folder that is not there is an error."""
     (tmp_path / "run.yaml").write_text("mine")
