@@ -112,8 +112,8 @@ def table(found: dict[str, dict[str, Any]], steps: int, threads: int) -> str:
     lines = ["# What `zotune plan` foresees", ""]
     lines += [f"{key}: {value}  " for key, value in machine().items() if value is not None]
     lines += [
-        "", f"SmolLM2-135M-Instruct, {steps} steps, batches of 16 sentences unless said, {threads} thread(s); libraries "
-        "(about 0.55 GB) included. Journal and forwards are foreseen exactly, or the row says so.", "",
+        "", f"SmolLM2-135M-Instruct, {steps} steps, batches of 16 sentences unless said, {threads} thread(s); "
+        "libraries (about 0.55 GB) included. Journal and forwards are foreseen exactly, or the row says so.", "",
         "| run | memory foreseen, MB | taken, MB | off | seconds foreseen | taken | off | journal, forwards |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

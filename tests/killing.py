@@ -59,9 +59,19 @@ def start(arguments: list[str], log: Path, patch: Patch | None = None) -> int:
         os._exit(code)
 
 
+LIMIT = 300  # seconds after which a command on a tiny model hangs
+
+
 def wait(pid: int) -> int:
-    """The exit code of a child, or minus the number of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    """The exit code of a child, or minus the number of the signal that ended it. What hangs is ended: -SIGALRM."""
+    late = time.monotonic() + LIMIT
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > late:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return -signal.SIGALRM
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def state(run: Path) -> list[str]:

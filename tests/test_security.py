@@ -6,9 +6,11 @@ import ast
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +233,47 @@ def test_a_run_stays_in_its_folder(tmp_path: Path, name: str, make: Callable[[Pa
         with pytest.raises(RunError, match=f"{name} is not a .* Remedy"):
             act()
     assert (outside.read_bytes() if outside.exists() else None) == before
+
+
+COMMANDS = (
+    "resume RUN", "log RUN", "cat RUN", "report RUN --output NEW", "plan RUN", "verify RUN", "replay RUN",
+    "checkout RUN --step 1 --to NEW", "undo RUN 1", "branch RUN --step 1 --to NEW", "diff RUN RUN", "eval RUN",
+    "export RUN --to NEW", "cp RUN NEW", "push RUN me/it --to NEW",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [_linked, _pipe])
+@pytest.mark.parametrize("name", ["journal.zoj", "config.yaml"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_stay_in_the_folder_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str, make: Callable[[Path], None]
+) -> None:
+    """Nothing waits at a pipe and nothing follows a link: each command that takes a run refuses it as a run's error."""
+    with RunFolder.create(tmp_path / "run", "model: m\ntrain: t.jsonl\noutput_dir: o\n") as made:
+        Journal.create(made.paths.journal, {}).close()
+    make(tmp_path / "run" / name)
+    words = [{"RUN": str(tmp_path / "run"), "NEW": str(tmp_path / "new")}.get(word, word) for word in command.split()]
+    with in_seconds(30), pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr().err
+    assert ended.value.code == 4 and f"{name} is not a plain file" in said and "Remedy: " in said, said
+    assert not (tmp_path / "new").exists()
+
+
+@contextmanager
+def in_seconds(count: int) -> Iterator[None]:
+    """TimeoutError for what takes longer, as waiting at a pipe does."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(count)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("part", ["folder", "tensors"])

@@ -44,6 +44,7 @@ def command(
         places = {name: value for name, value in given.items() if value is not None}
         session.run = run
         with session.joined() as group:
+            paths.refuse_links()  # before anything reads the run
             if session.leads and not paths.config.exists():  # with a config alone it was stopped before its first step
                 paths.check()
             from zotune.track import tracked_run
