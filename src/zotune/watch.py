@@ -1,4 +1,4 @@
-"""What a run says while it works. It goes to stderr; stdout belongs to `--json`. Standard library only."""
+"""What a run says while it works: to stderr, for stdout is for a command's result. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Protocol, TextIO, final
 PLAIN_SECONDS = 5.0  # between two lines without a terminal
 LIVE_SECONDS = 0.1  # between two drawings of the live line
 # What an evaluation may say beside the accuracy: shares of 1, and numbers on a scale of their own.
-_SHARES = {"accuracy": "accuracy", "f1": "F1", "exact_match": "exact match", "macro_f1": "macro F1"}
-_NUMBERS = ("reward", "metric")
-SCORES = (*list(_SHARES)[1:], *_NUMBERS)
+SHARES = {"accuracy": "accuracy", "f1": "F1", "exact_match": "exact match", "macro_f1": "macro F1"}
+NUMBERS = ("reward", "metric")
+SCORES = (*list(SHARES)[1:], *NUMBERS)
 _FIRST = ("g", "snr")  # what is said of a step before its pace
 SMOOTHING = 0.1  # weight of the newest step in the rate
 
@@ -110,15 +110,15 @@ class Console:
         """The result of an evaluation on a line of its own."""
         parts = []
         low, high = result.get("low"), result.get("high")
-        short = [f"{name} {100 * result[key]:.1f} %" for key, name in _SHARES.items() if result.get(key) is not None]
-        short += [f"{key} {result[key]:.3f}" for key in (*_NUMBERS, "loss") if result.get(key) is not None]
+        short = [f"{name} {100 * result[key]:.1f} %" for key, name in SHARES.items() if result.get(key) is not None]
+        short += [f"{key} {result[key]:.3f}" for key in (*NUMBERS, "loss") if result.get(key) is not None]
         self._last = f"eval {short[0]}" if short else ""
-        for key, name in _SHARES.items():
+        for key, name in SHARES.items():
             if result.get(key) is None:
                 continue
             interval = "" if low is None or high is None else f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
             parts.append(f"{name} {100 * result[key]:.1f} %{interval}")
-        for key in _NUMBERS:
+        for key in NUMBERS:
             if result.get(key) is None:
                 continue
             interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"

@@ -29,6 +29,18 @@ class Outcome:
     stderr: str
 
 
+# What a run comes to, as far as it is always there.
+FINISHED = {
+    "steps": 3,
+    "seconds": 0.5,
+    "forwards": 6,
+    "weights_sha256": "ab" * 32,
+    "journal_bytes": 800,
+    "peak_memory_bytes": None,
+    "run": "runs/a b",
+}
+
+
 @dataclass
 class Fakes:
     """Stand-ins by name; each call is noted. `results` or an exception decide what they do."""
@@ -41,7 +53,7 @@ class Fakes:
 
         def fake(*arguments: Any, **named: Any) -> Any:
             self.calls.append((name, arguments, named))
-            result = self.results.get(name, {})
+            result = self.results.get(name, FINISHED)
             if isinstance(result, BaseException):
                 raise result
             return result(*arguments, **named) if callable(result) else result

@@ -22,7 +22,7 @@ def test_the_first_steps_are_shared(cli: Any, last: Any, run: Path, tmp_path: Pa
     assert shared == records[: len(shared)] and shared[-1].step == 3
     assert read_file(tmp_path / "b" / "config.yaml")[0]["lr"] == 0.5
     outcome = cli("branch", run, "--set", "steps=9", "--to", tmp_path / "c")
-    assert (outcome.code, outcome.stdout) == (0, "") and re.search("^shared_steps +7$", outcome.stderr, re.MULTILINE)
+    assert (outcome.code, outcome.stderr) == (0, "") and re.search("^shared_steps +7$", outcome.stdout, re.MULTILINE)
 
 
 def test_options_are_written_as_flags_are() -> None:

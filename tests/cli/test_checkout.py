@@ -18,9 +18,9 @@ def test_the_base_and_the_end(cli: Any, last: Any, run: Path, tmp_path: Path, ti
     base, start = load_file(tiny("llama") / "model.safetensors"), load_file(tmp_path / "0" / "model.safetensors")
     assert same_bits(base, start)
     outcome = cli("checkout", run, "--step", 7, "--to", tmp_path / "7")
-    assert (outcome.code, outcome.stdout) == (0, "")
+    assert (outcome.code, outcome.stderr) == (0, "")
     verified = last(cli("verify", run, "--json"))["weights_sha256"]
-    assert re.search(f"^weights_sha256 +{verified}$", outcome.stderr, re.MULTILINE)
+    assert re.search(f"^weights_sha256 +{verified}$", outcome.stdout, re.MULTILINE)
     assert not same_bits(base, load_file(tmp_path / "7" / "model.safetensors"))
 
 

@@ -31,8 +31,8 @@ def test_rows_and_settings(cli: Any, seen: list[Any], tmp_path: Path) -> None:
     config, rows, _ = seen[0]
     assert (config.method, config.steps, config.output_dir) == ("lozo", 9, Path("out").resolve())
     assert [(row.name, row.config.lr) for row in rows] == [("zero-shot", 1e-5), ("lozo", 1e-5), ("adamw-lora", 3e-4)]
-    assert "zero-shot  -      50.0 %" in outcome.stderr and "cannot run: why" in outcome.stderr
-    assert "compare.md" in outcome.stderr
+    assert "zero-shot  -      50.0 %" in outcome.stdout and "cannot run: why" in outcome.stdout
+    assert "compare.md" in outcome.stdout
     assert json.loads(cli("compare", *BASE, "--json").stdout) == RESULT
 
 

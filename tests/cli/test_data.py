@@ -14,12 +14,12 @@ CHOICES = ["--label-words", "terrible,great", "--template", "{{ text }} it was"]
 def test_words(cli: Any, tiny: Any, movies: Path) -> None:
     """Shape, counts and three rows; without a terminal scored tokens are in brackets and nothing is coloured."""
     outcome = cli("data", movies / "train.jsonl", "--model", tiny("llama"), *CHOICES)
-    assert outcome.code == 0 and outcome.stdout == ""
-    assert "shape       label: label words are scored after the prompt" in outcome.stderr
-    assert "cut         0 of 22 rows do not fit max_length 512" in outcome.stderr
-    assert "'terrible'  terrible [" in outcome.stderr and ", 11 rows" in outcome.stderr
-    assert outcome.stderr.count("--- row") == 3 and "\n  > [ terrible]\n    [ great]\n" in outcome.stderr
-    assert "\x1b[" not in outcome.stderr
+    assert outcome.code == 0 and outcome.stderr == ""
+    assert "shape       label: label words are scored after the prompt" in outcome.stdout
+    assert "cut         0 of 22 rows do not fit max_length 512" in outcome.stdout
+    assert "'terrible'  terrible [" in outcome.stdout and ", 11 rows" in outcome.stdout
+    assert outcome.stdout.count("--- row") == 3 and "\n  > [ terrible]\n    [ great]\n" in outcome.stdout
+    assert "\x1b[" not in outcome.stdout
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -28,7 +28,7 @@ def test_colour(cli: Any, tiny: Any, movies: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("NO_COLOR", "1" if plain else "")
-    text = cli("data", movies / "train.jsonl", "--model", tiny("llama"), *CHOICES).stderr
+    text = cli("data", movies / "train.jsonl", "--model", tiny("llama"), *CHOICES).stdout
     assert ("\x1b[" in text) == (not plain) and ("[ great]" in text) == plain
 
 
@@ -45,7 +45,7 @@ def test_json(cli: Any, tiny: Any, movies: Path) -> None:
 def test_without_a_model(cli: Any, movies: Path) -> None:
     """A look at the rows needs no tokenizer."""
     outcome = cli("data", movies / "train.jsonl")
-    assert outcome.code == 0 and "not known without --model" in outcome.stderr and "label: 0" in outcome.stderr
+    assert outcome.code == 0 and "not known without --model" in outcome.stdout and "label: 0" in outcome.stdout
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import pytest
 def test_words(cli: Any, run: Path, tmp_path: Path) -> None:
     """Without --json stdout is empty and stderr says it in words."""
     outcome = cli("branch", run, "--set", "steps=9", "--to", tmp_path / "b")
-    assert (outcome.code, outcome.stdout) == (0, "") and "shared_steps" in outcome.stderr
+    assert (outcome.code, outcome.stderr) == (0, "") and "shared_steps" in outcome.stdout
     outcome = cli("diff", run, tmp_path / "b")
-    assert outcome.stdout == "" and "all 7 steps are the same" in outcome.stderr
-    assert "config steps: 7 and 9" in outcome.stderr and "header branch: None and" in outcome.stderr
+    assert outcome.stderr == "" and "all 7 steps are the same" in outcome.stdout
+    assert "config steps: 7 and 9" in outcome.stdout and "header branch: None and" in outcome.stdout
     assert cli("undo", run, 1).code == 0
     outcome = cli("diff", run, tmp_path / "b")
     assert (
-        "the runs differ from step 6 on (6 and 7 steps)" in outcome.stderr and "a: has no such step" in outcome.stderr
+        "the runs differ from step 6 on (6 and 7 steps)" in outcome.stdout and "a: has no such step" in outcome.stdout
     )
 
 
@@ -34,14 +34,14 @@ def test_two_runs_as_json(cli: Any, last: Any, run: Path, tmp_path: Path) -> Non
     assert cli("resume", tmp_path / "b").code == 0
     found = last(cli("diff", run, tmp_path / "b", "--json"))
     assert (found["first_step"], found["first_hash"], found["config"]) == (4, 6, {"lr": [0.01, 0.5]})
-    assert "the weights differ after 6 steps" in cli("diff", run, tmp_path / "b").stderr
+    assert "the weights differ after 6 steps" in cli("diff", run, tmp_path / "b").stdout
 
 
 def test_long_values_are_cut(cli: Any, run: Path, tmp_path: Path) -> None:
     """In words a value takes at most 100 characters; as JSON it is whole."""
     words = cli("branch", run, "--set", f"template={{{{ text }}}}{'x' * 200}", "--to", tmp_path / "b")
     assert words.code == 0, words.stderr
-    (line,) = [line for line in cli("diff", run, tmp_path / "b").stderr.splitlines() if line.startswith("config templ")]
+    (line,) = [line for line in cli("diff", run, tmp_path / "b").stdout.splitlines() if line.startswith("config templ")]
     assert line == f"config template: {{{{ text }}}} it was and {{{{ text }}}}{'x' * 87}..."
 
 

@@ -13,7 +13,7 @@ def test_doctor_says_what_to_change(cli: Any, monkeypatch: pytest.MonkeyPatch) -
     found = {"ok": False, "findings": [{"name": "disk", "value": "1 B free", "remedy": "free space."}]}
     monkeypatch.setattr("zotune.doctor.examine", lambda: found)
     outcome = cli("doctor")
-    assert outcome.code == 0 and outcome.stderr == "disk  1 B free\ndisk: free space.\n"
+    assert outcome.code == 0 and outcome.stdout == "disk  1 B free\ndisk: free space.\n"
     assert json.loads(cli("doctor", "--json").stdout) == found
 
 
@@ -21,7 +21,7 @@ def test_a_machine_that_is_ready(cli: Any, monkeypatch: pytest.MonkeyPatch) -> N
     """Names are aligned, and it is said that nothing needs to be done."""
     findings = [{"name": "disk", "value": "1 TB free", "remedy": ""}, {"name": "GPU", "value": "none", "remedy": ""}]
     monkeypatch.setattr("zotune.doctor.examine", lambda: {"ok": True, "findings": findings})
-    assert cli("doctor").stderr == "disk  1 TB free\nGPU   none\nNothing to change.\n"
+    assert cli("doctor").stdout == "disk  1 TB free\nGPU   none\nNothing to change.\n"
 
 
 def test_it_takes_no_option_of_a_run(cli: Any) -> None:

@@ -77,7 +77,7 @@ def test_several_tasks(cli: Any, fakes: Any, run_folder: Path, monkeypatch: pyte
     config, run, names, given, _ = calls[0]
     assert run == run_folder and names == ["sst2", "rte"] and given == {"data_dir": "rows", "eval_rows": "50"}
     assert config.eval_batch_size == 4 and config.output_dir == run_folder
-    assert "sst2  75.0 % (40.0 to 90.0)  0.500  1,000" in outcome.stderr and "rte   cannot run: why" in outcome.stderr
+    assert "sst2  75.0 % (40.0 to 90.0)  0.500  1,000" in outcome.stdout and "rte   cannot run: why" in outcome.stdout
     assert json.loads(cli("eval", "--model", "m", "--tasks", "sst2", "--json").stdout) == TABLE
     assert calls[1][1] is None and calls[1][0].model == "m"
 

@@ -21,7 +21,7 @@ def test_a_run_becomes_a_folder(cli: Any, last: Any, run: Path, tmp_path: Path) 
     again = cli("export", run, "--to", tmp_path / "out", "--delta")
     assert again.code == 4 and "is not empty" in again.stderr
     outcome = cli("export", run, "--to", tmp_path / "out", "--delta", "--force")
-    assert (outcome.code, outcome.stdout) == (0, "") and "delta" in outcome.stderr
+    assert (outcome.code, outcome.stderr) == (0, "") and "delta" in outcome.stdout
     assert not (tmp_path / "out" / "model.safetensors").exists() and len(list((tmp_path / "out").iterdir())) > 0
 
 

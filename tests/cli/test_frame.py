@@ -60,12 +60,12 @@ def test_stdout_holds_one_json_object(cli: Any, fakes: Any, run_folder: Path) ->
     assert outcome.stderr == "a library talks\n3 rows were cut\n"
 
 
-def test_words_go_to_stderr(cli: Any, fakes: Any, run_folder: Path) -> None:
-    """Without --json stdout stays empty and the result is said in words; a NaN is said."""
-    fakes.results["resume"] = result
-    outcome = cli("resume", run_folder)
-    assert (outcome.code, outcome.stdout) == (0, "")
-    assert outcome.stderr.endswith("steps  3\nloss   nan\nrun    x\n")
+def test_words_of_a_result_go_to_stdout(cli: Any, fakes: Any, run_folder: Path) -> None:
+    """Without --json the result is said in words, a NaN too; whatever is printed meanwhile goes to stderr."""
+    fakes.results["replay"] = result
+    outcome = cli("replay", run_folder)
+    assert (outcome.code, outcome.stdout) == (0, "steps  3\nloss   nan\nrun    x\n")
+    assert outcome.stderr == "a library talks\n3 rows were cut\n"
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,12 @@ def test_a_signal_in_a_finaliser(
     assert "zotune resume" in json.loads(outcome.stdout)["error"]
 
 
-def test_a_reader_that_is_gone(run_folder: Path) -> None:
-    """`zotune ... --json | head -0` ends without a traceback."""
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_reader_that_is_gone(as_json: bool) -> None:
+    """`zotune ... | head -0` ends without a traceback, in words as in JSON."""
     read, write = os.pipe()
     os.close(read)
-    script = "from zotune.cli.frame import print_json\nprint_json({'a': 1})"
+    script = f"from zotune.cli.frame import execute\nexecute(lambda session: {{'a': 1}}, {as_json})"
     done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")

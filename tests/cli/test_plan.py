@@ -22,8 +22,8 @@ def test_words_and_json_agree(cli: Any, last: Any, run: Path) -> None:
     """The figures of --json in words: parameters, forwards, terms of memory with what they are, and what fits."""
     found = last(cli("plan", "--config", run / "config.yaml", "--json"))
     outcome = cli("plan", "--config", run / "config.yaml")
-    said = dict(line.strip().split(maxsplit=1) for line in outcome.stderr.splitlines())
-    assert (outcome.code, outcome.stdout) == (0, "") and "measured" not in said
+    said = dict(line.strip().split(maxsplit=1) for line in outcome.stdout.splitlines())
+    assert (outcome.code, outcome.stderr) == (0, "") and "measured" not in said
     assert said["model"].endswith(f"({found['parameters']:,} parameters, {found['trained']:,} trained)")
     assert said["step"].startswith(f"2 forwards, about {found['seconds_per_step']:.2g} s")
     assert said["weights"].endswith("weights") and said["activations"].endswith("one forward")
@@ -38,7 +38,7 @@ def test_a_finished_run_is_measured(cli: Any, last: Any, run: Path) -> None:
     found = last(cli("plan", run, "--json"))
     count = (run / "journal.zoj").stat().st_size
     assert found["measured"]["journal_bytes"] == found["disk"]["journal"] == count
-    assert f"journal +0.0% of {count:,}" in cli("plan", run).stderr
+    assert f"journal +0.0% of {count:,}" in cli("plan", run).stdout
 
 
 def test_what_does_not_fit_is_said(cli: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_what_does_not_fit_is_said(cli: Any, run: Path, monkeypatch: pytest.Monk
     for free, said in ((1000, "DOES NOT FIT into the 1 kB that are free"), (None, "what is free is not known")):
         monkeypatch.setattr("zotune.plan.free_memory_bytes", lambda device, free=free: free)
         outcome = cli("plan", run)
-        assert outcome.code == 0 and said in outcome.stderr
+        assert outcome.code == 0 and said in outcome.stdout
 
 
 @pytest.mark.parametrize(

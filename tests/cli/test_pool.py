@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import FINISHED
 
 FLAGS = ["--model", "m", "--train", "t.jsonl", "--output-dir"]
 
@@ -15,17 +16,17 @@ FLAGS = ["--model", "m", "--train", "t.jsonl", "--output-dir"]
 def test_flags_reach_the_pool(cli: Any, fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker without a GPU unless asked otherwise; options and flags of the method make one config."""
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("zotune.distributed.launch.pooled", lambda *given: calls.append(given) or {"steps": 3})
+    monkeypatch.setattr("zotune.distributed.launch.pooled", lambda *given: calls.append(given) or FINISHED)
     file = tmp_path / "c.yaml"
     file.write_text("model: other\nsteps: 3\n")
     outcome = cli("pool", "--config", file, *FLAGS, tmp_path / "run", "--method", "lozo", "--rank", "2", "--json")
-    assert outcome.code == 0 and json.loads(outcome.stdout) == {"steps": 3}
+    assert outcome.code == 0 and json.loads(outcome.stdout) == FINISHED
     config, _, workers, gpu_workers, address = calls[0]
     assert (config.model, config.steps, config.method_args) == ("m", 3, {"rank": 2})
     assert config.output_dir == tmp_path / "run" and (workers, gpu_workers, address) == (1, 0, None)
     more = ["--workers", "0", "--gpu-workers", "2", "--address", "auto"]
     outcome = cli("pool", *FLAGS, tmp_path / "run", *more)
-    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "", "steps  3\n")
+    assert (outcome.code, outcome.stderr) == (0, "") and "3 in 0s of training, 6 forwards" in outcome.stdout
     assert calls[1][2:] == (0, 2, "auto")
 
 

@@ -16,7 +16,7 @@ def test_a_page_beside_the_run_or_where_it_is_asked_for(cli: Any, last: Any, run
     }  # fmt: skip
     assert cli("cp", run, tmp_path / "other" / "run").code == 0
     outcome = cli("report", run, tmp_path / "other" / "run", "--output", tmp_path / "page.html")
-    assert (outcome.code, outcome.stdout) == (0, "") and "['run (1)', 'run (2)']" in outcome.stderr
+    assert (outcome.code, outcome.stderr) == (0, "") and "['run (1)', 'run (2)']" in outcome.stdout
     text = (tmp_path / "page.html").read_text()
     assert (
         text.startswith("<!doctype html>") and "run (2)" in text and not (tmp_path / "other/run/report.html").exists()

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.cli.conftest import FINISHED
+
 
 def test_resume(cli: Any, fakes: Any, run_folder: Path) -> None:
     """The run folder reaches `resume`; its result is printed."""
-    fakes.results["resume"] = {"steps": 5, "weights_sha256": "ab", "journal_bytes": 1, "seconds": 0.1}
+    fakes.results["resume"] = {**FINISHED, "steps": 5}
     outcome = cli("resume", run_folder, "--json")
     assert json.loads(outcome.stdout) == fakes.results["resume"]
     (name, arguments, named) = fakes.calls[-1]

@@ -26,8 +26,8 @@ def test_result_is_drawn_and_written(cli: Any, fakes: Any, tmp_path: Path, monke
     outcome = cli("tune", "--config", file, "--write", file, "--directions", "3")
     assert outcome.code == 0, outcome.stderr
     assert seen[0][0].model == "m" and seen[0][2] == 3
-    assert " 1.0e-07 |----" in outcome.stderr and " 1.0e-06 |++++" in outcome.stderr
-    assert "lr: 2e-07" in outcome.stderr and "128 forwards" in outcome.stderr
+    assert " 1.0e-07 |----" in outcome.stdout and " 1.0e-06 |++++" in outcome.stdout
+    assert "lr: 2e-07" in outcome.stdout and "128 forwards" in outcome.stdout
     assert read_file(file)[0]["lr"] == 2e-7 and read_file(file)[0]["eps"] == 1e-3
     as_json = json.loads(cli("tune", "--model", "m", "--train", "t.jsonl", "--json").stdout)
     assert as_json == FOUND
@@ -50,4 +50,4 @@ def test_trials(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     outcome = cli(*words, "--study", tmp_path / "s.db", "--json")
     assert outcome.code == 0 and json.loads(outcome.stdout)["loss"] == 0.5
     assert calls[0][2:] == (7, 5, tmp_path / "s.db") and "lr: 0.001" in file.read_text()
-    assert "1.0e-03" in cli(*words).stderr
+    assert "1.0e-03" in cli(*words).stdout

@@ -17,9 +17,9 @@ def test_the_last_steps_are_gone(cli: Any, last: Any, run: Path) -> None:
     assert (found["steps"], found["undone"], found["kept"]) == (6, 1, str(run / "undone" / "1"))
     assert (run / "undone" / "1" / "journal.zoj").read_bytes() == before and len(found["recorded_sha256"]) == 64
     outcome = cli("undo", run, 2)
-    assert (outcome.code, outcome.stdout) == (0, "")
-    assert "steps   4" in outcome.stderr and str(run / "undone" / "2") in outcome.stderr
-    assert "recorded_sha256" not in outcome.stderr  # after step 4 none was recorded, so none is said
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert "steps   4" in outcome.stdout and str(run / "undone" / "2") in outcome.stdout
+    assert "recorded_sha256" not in outcome.stdout  # after step 4 none was recorded, so none is said
 
 
 def test_a_run_at_work_is_left_alone(refused: Any, run: Path) -> None:

@@ -18,8 +18,8 @@ def test_every_recorded_hash(cli: Any, last: Any, run: Path) -> None:
     assert (found["verified"], found["hashed_steps"], found["unhashed_steps"]) == (True, [3, 6, 7], 0)
     assert (found["steps"], found["hashes"], found["torn_bytes"]) == (7, 3, 0)
     outcome = cli("verify", run)
-    words = dict(line.split(maxsplit=1) for line in outcome.stderr.splitlines() if len(line.split()) > 1)
-    assert outcome.stdout == "" and words["verified"] == "True" and words["weights_sha256"] == found["weights_sha256"]
+    words = dict(line.split(maxsplit=1) for line in outcome.stdout.splitlines() if len(line.split()) > 1)
+    assert outcome.stderr == "" and words["verified"] == "True" and words["weights_sha256"] == found["weights_sha256"]
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -11,7 +11,6 @@ from zotune.run import RunPaths
 
 def command(run: RunArgument, as_json: Json = False) -> None:
     """Print the config of a run on stdout: YAML that `zotune train --config` takes, or JSON."""
-    out = sys.stdout
 
     def body(session: Session) -> dict[str, Any]:
         from zotune.resolve import read_file
@@ -21,6 +20,6 @@ def command(run: RunArgument, as_json: Json = False) -> None:
     def show(session: Session, values: dict[str, Any]) -> None:
         from zotune.yaml12 import dump
 
-        out.write(dump(values))
+        sys.stdout.write(dump(values))
 
     execute(body, as_json, show)

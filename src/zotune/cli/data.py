@@ -49,8 +49,8 @@ def command(
 def _show(session: Session, found: dict[str, Any]) -> None:
     from rich.console import Console
 
-    # Colour where stderr is a terminal and NO_COLOR is not set; brackets elsewhere.
-    console = Console(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
+    # Colour where stdout is a terminal and NO_COLOR is not set; brackets elsewhere.
+    console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
     coloured = console.is_terminal and not console.no_color
     session.watch.header(dict(_summary(found)))
     for number, example in enumerate(found["examples"], start=1):

@@ -68,15 +68,17 @@ class Session:
 def execute(body: Callable[[Session], Any], as_json: bool, show: Callable[[Session, Any], None] | None = None) -> None:
     """Run a command's body, print its result, and leave through typer.Exit with the right code.
 
-    Whatever libraries print meanwhile goes to stderr: stdout holds the JSON alone. `show` says the result in
+    Whatever is said or printed meanwhile goes to stderr: stdout holds the result alone, as JSON or, with `show`, in
     words.
     """
     session = Session()
     try:
         with _signals(session.console), _logging(session), contextlib.redirect_stdout(sys.stderr):
             result = body(session)
-            if not as_json and session.leads:
-                (show or _show)(session, result)
+        if not as_json and session.leads:
+            session.watch = session.console = Console(sys.stdout)
+            (show or _show)(session, result)
+            _flush()
     except UserError as error:
         raise typer.Exit(_fail(session, error, str(error), error.exit_code, as_json)) from None
     except KeyboardInterrupt as error:
@@ -114,6 +116,13 @@ def print_json(value: Any) -> None:
     """One line of JSON on stdout. A reader that is gone is no error."""
     try:
         sys.stdout.write(json_line(value) + "\n")
+    except BrokenPipeError:
+        pass
+    _flush()
+
+
+def _flush() -> None:
+    try:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again

@@ -9,6 +9,7 @@ import typer
 
 from zotune.cli.frame import Json, Session, execute
 from zotune.cli.options import METHOD_FLAGS, values_of, with_options
+from zotune.cli.summary import show_run
 from zotune.config import OPTIONS
 
 
@@ -38,4 +39,4 @@ def command(
         with tracked(resolved, session.watch, True) as watch:
             return pooled(resolved, watch, workers, gpu_workers, address)
 
-    execute(body, as_json)
+    execute(body, as_json, show_run)

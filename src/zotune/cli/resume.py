@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from zotune.cli.frame import AllowTaskCode, Json, RunArgument, Session, TrustRemoteCode, TrustReward, execute
+from zotune.cli.summary import show_run
 from zotune.run import RunPaths
 
 
@@ -61,4 +62,4 @@ def command(
                     allow_task_code=allow_task_code,
                 )
 
-    execute(body, as_json)
+    execute(body, as_json, show_run)

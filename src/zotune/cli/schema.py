@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 from zotune.cli.frame import Json, Session, execute
@@ -11,7 +10,6 @@ from zotune.cli.frame import Json, Session, execute
 
 def command(as_json: Json = False) -> None:
     """Print the JSON schema of a config on stdout. With --json on one line."""
-    out = sys.stdout
 
     def body(session: Session) -> dict[str, Any]:
         from zotune.config import OPTIONS, file_schema
@@ -23,4 +21,4 @@ def command(as_json: Json = False) -> None:
                 takers.setdefault(name, []).append(row["name"])
         return file_schema({name: f"Argument of {', '.join(methods)}." for name, methods in takers.items()})
 
-    execute(body, as_json, lambda session, found: print(json.dumps(found, indent=2), file=out))
+    execute(body, as_json, lambda session, found: print(json.dumps(found, indent=2)))

@@ -9,6 +9,7 @@ import typer
 
 from zotune.cli.frame import Json, Session, execute
 from zotune.cli.options import METHOD_FLAGS, values_of, with_options
+from zotune.cli.summary import show_run
 from zotune.config import OPTIONS
 
 
@@ -34,4 +35,4 @@ def command(
         with session.joined() as group, tracked(resolved, session.watch, session.leads) as watch:
             return begin(resolved, watch, group)
 
-    execute(body, as_json)
+    execute(body, as_json, show_run)
