@@ -30,7 +30,7 @@ def test_flags_reach_the_pool(cli: Any, fakes: Any, tmp_path: Path, monkeypatch:
     assert calls[1][2:] == (0, 2, "auto")
 
 
-def test_an_interrupted_pool_goes_on(cli: Any, fakes: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pool_goes_on(cli: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C is 130, with the command that continues the run in its folder."""
 
     def interrupted(*given: Any) -> Any:

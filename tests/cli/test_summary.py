@@ -46,6 +46,12 @@ def test_scores_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_a_run_that_was_over_took_no_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no step was made the memory was not that of a step: nothing is compared."""
+    lines = said(capsys, seconds=0.0, peak_memory_bytes=10**9, foreseen_memory_bytes=2 * 10**9)
+    assert "memory   1.0 GB at most" in lines
+
+
 def test_numbers_of_their_own_scale(capsys: pytest.CaptureFixture[str]) -> None:
     """A reward is no share of 1."""
     lines = said(capsys, reward_before=-1.5, reward_after=2.25, low_after=2.0, high_after=2.5, eval_examples=4)

@@ -33,7 +33,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "steps", f"{found['steps']:,} in {took} of training, {found['forwards']:,} forwards"
     peak, foreseen = found.get("peak_memory_bytes"), found.get("foreseen_memory_bytes")
     if peak:
-        told = f", {size(foreseen)} foreseen ({beside(foreseen, peak)})" if foreseen else ""
+        told = f", {size(foreseen)} foreseen ({beside(foreseen, peak)})" if foreseen and found["seconds"] else ""
         yield "memory", f"{size(peak)} at most{told}"
     if found.get("message_bytes") is not None:
         yield "messages", f"{found['message_bytes']:,} bytes a step from each process"

@@ -39,8 +39,9 @@ _PAIRS = ("chosen", "rejected")
 
 
 def says(shape: str) -> str:
-    """A shape in words."""
-    return f"{shape}: {'its completion is generated and scored' if shape == PROMPT else SHAPES[shape].says}"
+    """A shape in words, for those who have what it needs."""
+    done = "its completion is generated and scored" if shape == PROMPT else SHAPES[shape].says.partition(";")[0]
+    return f"{shape}: {done}"
 
 
 def has(row: Mapping[str, Any], column: str) -> bool:
