@@ -44,6 +44,9 @@ def start(arguments: list[str], log: Path, patch: Patch | None = None) -> int:
         return pid
     code = 70
     try:
+        # After a fork torch makes its thread pool anew at the first call that needs it; of two threads at once, as
+        # when a model is loaded, one finds none ("Invalid thread pool!").
+        torch.set_num_threads(torch.get_num_threads())
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
