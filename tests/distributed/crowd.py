@@ -79,6 +79,7 @@ def child(act: Act, rank: int, log: Path) -> None:
     try:
         for number in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        torch.set_num_threads(torch.get_num_threads())  # as in tests/killing.py
         act(rank)
         code = 0
     except SystemExit as ended:
