@@ -21,5 +21,8 @@ def test_defaults(cli: Any, fakes: Any) -> None:
 
 def test_flags(cli: Any, fakes: Any, tmp_path: Path) -> None:
     """Every flag reaches the demo."""
-    assert cli("demo", "--seed", 3, "--steps", 20, "--output-dir", tmp_path, "--threads", 2).code == 0
+    fakes.results["demo"] = {"accuracy_before": 0.5, "accuracy_after": 0.75, "run": tmp_path / "a b"}
+    outcome = cli("demo", "--seed", 3, "--steps", 20, "--output-dir", tmp_path, "--threads", 2)
+    assert outcome.code == 0 and "accuracy  50.0 % before, 75.0 % after\n" in outcome.stdout
+    assert f"`zotune log '{tmp_path / 'a b'}'`" in outcome.stdout
     assert fakes.calls[0][2] == {"seed": 3, "steps": 20, "output_dir": tmp_path, "threads": 2}

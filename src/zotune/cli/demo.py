@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,4 +32,13 @@ def command(
 
         return demo(session.watch, seed=seed, steps=steps, output_dir=output_dir, threads=threads)
 
-    execute(body, as_json)
+    execute(body, as_json, _show)
+
+
+def _show(session: Session, found: dict[str, Any]) -> None:
+    """The figures were said in a sentence; what is left is where the run is, and what can be done with it."""
+    run = shlex.quote(str(found["run"]))
+    before, after = (f"{100 * found[f'accuracy_{when}']:.1f} %" for when in ("before", "after"))
+    session.watch.header({"accuracy": f"{before} before, {after} after", "run": str(found["run"])})
+    session.watch.say(f"Next: `zotune report {run}` draws it, `zotune log {run}` lists what its journal holds, and")
+    session.watch.say("`zotune init` writes a config for a model and rows of your own.")
