@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, final
 
 import torch
@@ -21,7 +22,7 @@ from zotune.demo.cache import cache_folder
 from zotune.durable import write_file
 from zotune.machine import fingerprint
 
-_VERSION = 1  # of what is measured; a change makes every kept measurement stale
+_VERSION = 2  # of what is measured; a change makes every kept measurement stale
 _WIDTH = 768
 _LARGE = (2048, 4096)  # inputs and outputs of the matrix that is perturbed and updated
 _LEAST, _MOST, _BUDGET = 5, 100, 0.5  # repetitions of a measurement, and its seconds
@@ -129,13 +130,13 @@ def measure(device: torch.device, dtype: torch.dtype, law: str) -> Machine:
             x = torch.full((rows, _WIDTH), 0.01, device=device, dtype=dtype)
             # Several weights in turn: a model does not find its next weight in the processor's cache.
             weights = [weight.clone() for _ in range(16)]
-            spent = _fastest(lambda x=x, weights=weights: [functional.linear(x, w) for w in weights], device)  # type: ignore[misc]
+            spent = _typical(lambda x=x, weights=weights: [functional.linear(x, w) for w in weights], device)  # type: ignore[misc]
             flops[rows] = 2.0 * rows * _WIDTH * _WIDTH * len(weights) / spent
         for size in _SIZES:
             x = torch.full((size // 3 // dtype.itemsize,), 0.5, device=device, dtype=dtype)
-            bandwidth[size] = size / _fastest(lambda x=x: torch.mul(x, x), device)  # type: ignore[misc]
+            bandwidth[size] = size / _typical(lambda x=x: torch.mul(x, x), device)  # type: ignore[misc]
         tiny = torch.zeros(1, device=device)
-        overhead = _fastest(lambda: [tiny + tiny for _ in range(100)], device) / 100
+        overhead = _typical(lambda: [tiny + tiny for _ in range(100)], device) / 100
     probe, update = _noise(device, dtype, law)
     on_cpu = device.type == "cpu"
     return Machine(
@@ -162,13 +163,13 @@ def _noise(device: torch.device, dtype: torch.dtype, law: str) -> tuple[float, f
 
     count = model.weight.numel()
     opt.step(objective, batch)  # compiles
-    plain = _fastest(lambda: functional.linear(batch["x"].repeat(2, 1), model.weight), device)
-    probe = _fastest(lambda: opt.estimate(objective, batch), device)
+    plain = _typical(lambda: functional.linear(batch["x"].repeat(2, 1), model.weight), device)
+    probe = _typical(lambda: opt.estimate(objective, batch), device)
 
     def both() -> None:
         opt.step(objective, batch)
 
-    step = _fastest(both, device)
+    step = _typical(both, device)
     return max(probe - plain, 0.0) / count, max(step - probe, 0.0) / count
 
 
@@ -181,8 +182,8 @@ def _working(kernels: str) -> int:
     return int(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.strip() else 0
 
 
-def _fastest(call: Callable[[], Any], device: torch.device) -> float:
-    """Least seconds of a call, after one that is not counted: other processes only ever make it slower."""
+def _typical(call: Callable[[], Any], device: torch.device) -> float:
+    """Median seconds of a call, after one that is not counted: a run, too, meets what else the machine does."""
     seen: list[float] = []
     call()
     begun = time.perf_counter()
@@ -192,7 +193,7 @@ def _fastest(call: Callable[[], Any], device: torch.device) -> float:
         call()
         _wait(device)
         seen.append(time.perf_counter() - start)
-    return min(seen)
+    return median(seen)
 
 
 def _wait(device: torch.device) -> None:
