@@ -51,4 +51,5 @@ def test_options_are_written_as_flags_are() -> None:
 )
 def test_errors(refused: Any, words: list[str], code: int, said: str) -> None:
     """No value, what decided the shared steps, a value that is none, a step that the run has not."""
-    refused(words, code, said)
+    ended, line = refused(words)
+    assert ended == code and re.search(said, line), line

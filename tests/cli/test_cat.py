@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,5 +20,6 @@ def test_cat_is_a_config(cli: Any, run_folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_run(refused: Any) -> None:
-    """A folder that is not there, and one without a run."""
-    refused(["cat", "TO"], 4, "to is not a folder. Remedy: name a run folder")
+    """A folder that is not there."""
+    ended, line = refused(["cat", "TO"])
+    assert ended == 4 and re.search("to is not a folder. Remedy: name a run folder", line), line

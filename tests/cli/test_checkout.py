@@ -43,4 +43,5 @@ def test_a_folder_with_content_is_replaced_when_forced(cli: Any, run: Path, tmp_
 )
 def test_errors(refused: Any, words: list[str], code: int, said: str) -> None:
     """A step that the run has not, the run itself as the folder, no step."""
-    refused(words, code, said)
+    ended, line = refused(words)
+    assert ended == code and re.search(said, line), line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,4 +51,5 @@ def test_long_values_are_cut(cli: Any, run: Path, tmp_path: Path) -> None:
 )
 def test_what_is_no_run(refused: Any, words: list[str], said: str) -> None:
     """Either of the two."""
-    refused(words, 4, said)
+    ended, line = refused(words)
+    assert ended == 4 and re.search(said, line), line

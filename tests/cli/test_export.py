@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,4 +36,5 @@ def test_a_run_becomes_a_folder(cli: Any, last: Any, run: Path, tmp_path: Path) 
 )
 def test_what_cannot_be_exported(refused: Any, words: list[str], code: int, said: str) -> None:
     """No run, a form that the run has not, nowhere to go."""
-    refused(words, code, said)
+    ended, line = refused(words)
+    assert ended == code and re.search(said, line), line

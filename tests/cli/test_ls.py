@@ -34,4 +34,5 @@ def test_no_folder(cli: Any, refused: Any, tmp_path: Path) -> None:
     """Where there is nothing, nothing is listed; what is no folder is an error."""
     (tmp_path / "empty").mkdir()
     assert cli("ls", tmp_path / "empty").stdout == "0 runs\n"
-    refused(["ls", "TO"], 4, "to is not a folder. Remedy: name one that holds runs.")
+    ended, line = refused(["ls", "TO"])
+    assert ended == 4 and re.search("to is not a folder. Remedy: name one that holds runs.", line), line

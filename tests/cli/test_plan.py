@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +60,5 @@ def test_what_does_not_fit_is_said(cli: Any, run: Path, monkeypatch: pytest.Monk
 )
 def test_errors(refused: Any, words: list[str], code: int, said: str) -> None:
     """Those of `zotune train`, and a folder that is no run."""
-    refused(words, code, said)
+    ended, line = refused(words)
+    assert ended == code and re.search(said, line), line

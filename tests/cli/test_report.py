@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,4 +35,5 @@ def test_a_page_beside_the_run_or_where_it_is_asked_for(cli: Any, last: Any, run
 )
 def test_errors(refused: Any, tmp_path: Path, words: list[str], code: int, said: str) -> None:
     """One run that is none is enough; then no page is written."""
-    refused([word.replace("TO/", f"{tmp_path}/to/") for word in words], code, said)
+    ended, line = refused([word.replace("TO/", f"{tmp_path}/to/") for word in words])
+    assert ended == code and re.search(said, line), line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def test_the_last_steps_are_gone(cli: Any, last: Any, run: Path) -> None:
 def test_a_run_at_work_is_left_alone(refused: Any, run: Path) -> None:
     """While a process writes to it."""
     with RunFolder.open(run):
-        refused(["undo", "RUN", "1"], 4, "in use by process")
+        ended, line = refused(["undo", "RUN", "1"])
+        assert ended == 4 and re.search("in use by process", line), line
 
 
 @pytest.mark.parametrize(
@@ -34,4 +36,5 @@ def test_a_run_at_work_is_left_alone(refused: Any, run: Path) -> None:
 )
 def test_errors(refused: Any, words: list[str], code: int, said: str) -> None:
     """More steps than there are, and no number."""
-    refused(words, code, said)
+    ended, line = refused(words)
+    assert ended == code and re.search(said, line), line
