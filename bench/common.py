@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -60,6 +61,17 @@ def sentences_config(folder: Path, train_rows: int, test_rows: int, **options: A
         files[name].write_text("".join(kept), encoding="utf-8")
     prompt = {"template": "{{ text }} It was", "label_words": ["terrible", "great"]}
     return TrainConfig(model=str(demo_model()), output_dir=folder / "compared", **files, **prompt, **options).absolute()
+
+
+def row_arguments(doc: str | None, rows: str, steps: int, threads: int) -> argparse.Namespace:
+    """The options of a benchmark of several runs, its rows, read from the command line."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=rows)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--folder", type=Path, help="keep the rows here; a stopped run goes on")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
 
 
 def opt(layers: int, width: int, heads: int) -> nn.Module:

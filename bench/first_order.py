@@ -8,12 +8,11 @@ few steps show what a step holds; how well each learns is in `bench/modes.py` an
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
-from common import machine, sentences_config, write
+from common import machine, row_arguments, sentences_config, write
 
 from zotune.comparison.compare import compare
 from zotune.comparison.rows import make_rows
@@ -25,13 +24,7 @@ TRAIN_ROWS, TEST_ROWS = 256, 32
 
 def main() -> None:
     """Measure, print, write results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=ROWS)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="keep the rows here; a stopped run goes on")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = row_arguments(__doc__, ROWS, steps=12, threads=2)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="zotune-first-order-"))
     folder.mkdir(parents=True, exist_ok=True)
     shared = sentences_config(

@@ -8,7 +8,6 @@ does it once and keeps it). Memory is the most that the run's process held; seco
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import machine, sentences_config, write
+from common import machine, row_arguments, sentences_config, write
 
 TOP = {"scope": "last:6"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -42,13 +41,7 @@ LIMIT = 0.10
 
 def main() -> None:
     """Foresee, run, compare, write results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(RUNS))
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="keep the rows here; a stopped run goes on")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = row_arguments(__doc__, ",".join(RUNS), steps=20, threads=1)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="zotune-plan-"))
     found = {name: measured(name, folder / name, options.steps, options.threads) for name in options.rows.split(",")}
     text = table(found, options.steps, options.threads)

@@ -62,20 +62,29 @@ class Stopped(Exception):
     """The stop of a test."""
 
 
-@pytest.fixture
-def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """`stop_before(k)`: training raises Stopped when it is about to take step k; None lets it run."""
+def before_step(monkeypatch: pytest.MonkeyPatch, fault: Callable[[], Any]) -> Callable[[int | None], None]:
+    """`before_step(...)(k)`: training calls `fault` when it is about to take step k; None lets it run."""
     step = Session.step
 
     def arm(k: int | None) -> None:
-        def stopping(session: Session) -> None:
+        def stepping(session: Session) -> None:
             if session.optimizer.steps == k:
-                raise Stopped
+                fault()
             step(session)
 
-        monkeypatch.setattr(Session, "step", stopping)
+        monkeypatch.setattr(Session, "step", stepping)
 
     return arm
+
+
+@pytest.fixture
+def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """`stop_before(k)`: training raises Stopped when it is about to take step k; None lets it run."""
+
+    def stop() -> None:
+        raise Stopped
+
+    return before_step(monkeypatch, stop)
 
 
 def state(run: Path) -> tuple[bytes, bytes]:

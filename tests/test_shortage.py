@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.courses import before_step
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, OutOfMemory
@@ -29,17 +30,7 @@ def _allocation() -> None:
 @pytest.fixture
 def short_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     """`short_at(k)`: the allocation of step k fails, for real; None: no more."""
-    step = Session.step
-
-    def arm(k: int | None) -> None:
-        def failing(session: Session) -> None:
-            if session.optimizer.steps == k:
-                _allocation()
-            step(session)
-
-        monkeypatch.setattr(Session, "step", failing)
-
-    return arm
+    return before_step(monkeypatch, _allocation)
 
 
 def _losses(run: Path) -> list[tuple[float, ...]]:

@@ -9,6 +9,7 @@ import typer
 
 from zotune.cli.frame import Json, Session, execute
 from zotune.cli.options import METHOD_FLAGS, values_of, with_options
+from zotune.cli.summary import beside
 from zotune.config import OPTIONS
 from zotune.run import RunPaths
 from zotune.watch import duration, size
@@ -81,4 +82,4 @@ def _room(part: dict[str, Any]) -> str:
 
 
 def _beside(predicted: float, measured: float | None) -> str:
-    return "not recorded" if not measured else f"{predicted / measured - 1:+.1%} of {measured:,.0f}"
+    return "not recorded" if not measured else f"{beside(predicted, measured)} of {measured:,.0f}"

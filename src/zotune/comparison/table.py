@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zotune.watch import duration, size
+from zotune.watch import NUMBERS, SHARES, duration, size
 
 COLUMNS = ("row", "scope", "score (95 %)", "loss", "lr", "steps", "forwards", "time", "memory")
-# What an evaluation may give in place of accuracy: shares of 1, and numbers on a scale of their own.
-_SHARES = ("accuracy", "f1", "exact_match", "macro_f1")
-_NUMBERS = ("reward", "metric")
 NOTE = (
     "Forwards: of one batch at one point, before the last evaluation; +b: as many backward passes, which cost about "
     "two forwards each. Time: of the training, of untrained rows all they do. Memory: the most that the row's own "
@@ -63,7 +60,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def score(row: Mapping[str, Any]) -> str:
     """What an evaluation measured, with its interval; - where it measured nothing but the loss."""
-    for names, factor, digits, unit in ((_SHARES, 100, 1, " %"), (_NUMBERS, 1, 3, "")):
+    for names, factor, digits, unit in ((SHARES, 100, 1, " %"), (NUMBERS, 1, 3, "")):
         for name in names:
             if row.get(name) is None:
                 continue
