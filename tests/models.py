@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zotune.direction import Target
 from zotune.estimate import Point
@@ -363,3 +364,15 @@ def against_copies(optimizer: Any, objective: Any, batch: Any, tolerance: float 
             losses = {p: objective(displaced(optimizer, p), batch).double().reshape(-1) for p in dict.fromkeys(own)}
             copies = torch.stack([losses[p][example] for example, p in enumerate(own)])
             assert float((found[row] - copies).abs().max()) <= tolerance
+
+
+class Called(TorchDispatchMode):
+    """The names of the operations that reach the kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from tests import models
 from tests.lanes import LANES, POINTS, ROWS, SHAPES, Holder, ids, x
-from tests.models import normals, seeded, train
+from tests.models import Called, normals, seeded, train
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from zotune.direction import Dense, Direction
 from zotune.estimate import Point
@@ -187,18 +186,6 @@ def test_large_matrices_are_perturbed_a_block_of_rows_at_a_time(
             cut = layer(data)
     torch.testing.assert_close(cut, whole, rtol=0, atol=1e-13)
     assert max(sizes, default=0) <= 128 * 33
-
-
-class Called(TorchDispatchMode):
-    """The names of the operations that reach the kernels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_slice_of_an_activation_is_one_product(perturber: Perturber) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models import Called
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -114,6 +115,18 @@ def test_last_logits(name: str, make_model: Any) -> None:
         full = full if name == "bare" else full.logits
         for keep in (1, 3, 4):
             torch.testing.assert_close(last_logits(model, keep, input_ids=ids), full[:, -keep:])
+
+
+def test_last_logits_are_one_product(make_model: Any) -> None:
+    """A frozen head would multiply the last positions of several rows row by row, reading its matrix for each."""
+    llama, ids = make_model("llama").requires_grad_(False), torch.tensor([[4, 5, 6, 7], [7, 6, 5, 4]])
+    with torch.no_grad():
+        with Called() as alone:
+            llama.get_output_embeddings()(torch.zeros(2, 4, llama.config.hidden_size)[:, -1:])
+        with Called() as called:
+            last_logits(llama, 1, input_ids=ids)
+        heads = [*llama.get_output_embeddings()._forward_pre_hooks]
+    assert "bmm" in alone.names and "bmm" not in called.names and not heads
 
 
 def test_virtual_tokens_in_front_do_not_matter(make_model: Any) -> None:

@@ -17,6 +17,7 @@ from numpy.random import PCG64, SeedSequence
 from torch import Tensor, nn
 
 from zotune.errors import ConfigError
+from zotune.objective.model_kind import whole_product
 from zotune.objective.tokens import Ids, TextCoder
 
 # Separates this use of a run's seed from those of data/batching.py.
@@ -72,7 +73,7 @@ def complete(
     logits = _Logits(decoding, draw, start, prompts.device)
     stops: list[Any] = [_Stops(coder, decoding.stop, start)] if decoding.stop else []
     tuned: Any = model
-    with torch.no_grad():
+    with torch.no_grad(), whole_product(model):
         out: Tensor = tuned.generate(
             input_ids=prompts,
             attention_mask=seen,
@@ -103,7 +104,8 @@ def rehearse(model: nn.Module, prompts: Tensor, seen: Tensor, count: int, times:
     for weight in (1.0, count - 1 - last, last)[: min(count, 3)]:
         times(weight)
         named = {"decoder_input_ids": ids} if _encodes(model) else {"input_ids": ids}
-        cache = given["past_key_values"] = tuned(**named, attention_mask=seen, **given).past_key_values
+        with whole_product(model):
+            cache = given["past_key_values"] = tuned(**named, attention_mask=seen, **given).past_key_values
         if count > 2 and not rest:
             times(0.0)
             layers = getattr(cache, "self_attention_cache", cache).layers
