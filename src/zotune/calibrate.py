@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, final
@@ -22,10 +23,11 @@ from zotune.demo.cache import cache_folder
 from zotune.durable import write_file
 from zotune.machine import fingerprint
 
-_VERSION = 2  # of what is measured; a change makes every kept measurement stale
+_VERSION = 3  # of what is measured; a change makes every kept measurement stale
 _WIDTH = 768
 _LARGE = (2048, 4096)  # inputs and outputs of the matrix that is perturbed and updated
 _LEAST, _MOST, _BUDGET = 5, 100, 0.5  # repetitions of a measurement, and its seconds
+_COPIES = (16, 8)  # of what is multiplied in turn, a matrix and a pass: a model does not find its next one in the cache
 _ROWS = (1, 16, 128, 1024)  # rows of a matrix product, at which its rate is measured
 _SIZES = (1 << 12, 1 << 18, 1 << 22, 1 << 25)  # bytes of an elementwise pass
 # A step and an evaluation of a small model, in a process of its own: what its memory grows by beyond its tensors.
@@ -128,13 +130,13 @@ def measure(device: torch.device, dtype: torch.dtype, law: str) -> Machine:
     with torch.inference_mode():
         for rows in _ROWS:
             x = torch.full((rows, _WIDTH), 0.01, device=device, dtype=dtype)
-            # Several weights in turn: a model does not find its next weight in the processor's cache.
-            weights = [weight.clone() for _ in range(16)]
+            weights = [weight.clone() for _ in range(_COPIES[0])]
             spent = _typical(lambda x=x, weights=weights: [functional.linear(x, w) for w in weights], device)  # type: ignore[misc]
             flops[rows] = 2.0 * rows * _WIDTH * _WIDTH * len(weights) / spent
         for size in _SIZES:
-            x = torch.full((size // 3 // dtype.itemsize,), 0.5, device=device, dtype=dtype)
-            bandwidth[size] = size / _typical(lambda x=x: torch.mul(x, x), device)  # type: ignore[misc]
+            xs = torch.full((_COPIES[1], size // 3 // dtype.itemsize), 0.5, device=device, dtype=dtype).unbind()
+            spent = _typical(lambda xs=xs: [torch.mul(a, b).shape for a, b in pairwise(xs)], device)  # type: ignore[misc]
+            bandwidth[size] = size * (len(xs) - 1) / spent
         tiny = torch.zeros(1, device=device)
         overhead = _typical(lambda: [tiny + tiny for _ in range(100)], device) / 100
     probe, update = _noise(device, dtype, law)
