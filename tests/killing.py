@@ -28,6 +28,7 @@ from zotune.objective.label_words import LabelWords
 from zotune.optimizer import ZerothOrder
 from zotune.run import RunFolder
 from zotune.session import Session
+from zotune.updates import Updates
 
 Patch = Callable[[], None]
 
@@ -190,16 +191,16 @@ def in_the_middle_of_a_parameter(count: int) -> Patch:
     def patch() -> None:
         from zotune import writing
 
-        inner, seen = ZerothOrder._update, [0]
+        inner, seen = Updates._update, [0]
 
-        def outer(self: ZerothOrder, target: Any, *rest: Any) -> None:
+        def outer(self: Updates, target: Any, *rest: Any) -> None:
             seen[0] += 1
             if seen[0] == count:
                 writing._CHUNK = max(1, target.data.numel() // 2)
                 on_call(type(writing.store_for(target.data.dtype)), "write", 2)()
             inner(self, target, *rest)
 
-        ZerothOrder._update = outer  # type: ignore[method-assign]
+        Updates._update = outer  # type: ignore[method-assign]
 
     return patch
 
@@ -232,7 +233,7 @@ POINTS: dict[str, Patch] = {
     "before a record": on_call(Journal, "append", 3, when=is_step),
     "half a record": half_written(journal, 4),
     "after a record, before its update": on_call(ZerothOrder, "_apply", 3),
-    "in an update, between two tensors": on_call(ZerothOrder, "_update", 3 * 30 + 7),
+    "in an update, between two tensors": on_call(Updates, "_update", 3 * 30 + 7),
     "in an update, inside a tensor": in_the_middle_of_a_parameter(2 * 30 + 1),
     "after an update": on_call(ZerothOrder, "_apply", 4, before=False),
     "before a metrics line": on_call(RunFolder, "log_metrics", 3, when=of_step),

@@ -8,8 +8,8 @@ losses are collected per example and summed exactly, so the result does not depe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
@@ -18,22 +18,21 @@ from torch import Tensor, nn
 
 from zotune import kernels
 from zotune.diagnose import first_non_finite, non_finite
-from zotune.direction import Direction, State, Target
-from zotune.distributed.sharded import is_part, no_gradient, put
+from zotune.direction import Direction, State
+from zotune.distributed.sharded import is_part, no_gradient
 from zotune.errors import UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
 from zotune.evaluator import Evaluator, Mode, spread_out
-from zotune.factored import add_up
 from zotune.groups import decay_groups, given_groups
-from zotune.noise import STREAM, STREAM_VERSION, Key, Purpose
+from zotune.noise import STREAM, STREAM_VERSION, Key
 from zotune.perturb import Perturber
 from zotune.records import StepRecord
-from zotune.refusals import check_banks, check_folding, check_offload, check_parallel, no_bank
-from zotune.rule import Block, Rule, decayed_sum
+from zotune.refusals import check_banks, check_folding, check_offload, check_parallel
+from zotune.rule import Rule
 from zotune.schedule import scheduled
 from zotune.scorer import Objective, Scorer
 from zotune.store import store_for
-from zotune.writing import write
+from zotune.updates import Updates
 
 if TYPE_CHECKING:
     from zotune.distributed.sharing import Sharing
@@ -118,6 +117,7 @@ class ZerothOrder(torch.optim.Optimizer):
         direction.prepare(targets if offload is None else offload.shown(targets))
         check_folding(fold_every, direction, self.param_groups)
         check_banks(self.perturber, direction, self.param_groups, method, seed)
+        self._updates = Updates(self.perturber, direction, rule, offload, method)
         self.fold_every = fold_every
         self.halve_eps, self.halvings = halve_eps, 0
         self.steps = 0  # steps taken
@@ -204,7 +204,7 @@ class ZerothOrder(torch.optim.Optimizer):
         For directions that read them; `estimate` does it by itself, a replay must be given the step's first batch.
         Returns the losses there, (examples,) float64 on the CPU.
         """
-        key = Key(self.seed, self.steps)
+        key = self._key()
         with no_gradient(self.model), self.perturber.at(Point(key, 0.0)), within(1), self.perturber.watched(key):
             losses = objective(self.model, batch)
         self.evaluator.forwards += 1
@@ -275,7 +275,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _compared(self) -> dict[str, Tensor]:
         """What must be equal in all processes between two steps."""
-        return {**{name: t for name, t in self._named().items() if not is_part(t)}, **self.carried()}
+        return {**{name: t for name, t in self._updates.named().items() if not is_part(t)}, **self.carried()}
 
     def _reduced(self) -> tuple[float, ...]:
         if self.estimator.per_example:
@@ -301,13 +301,9 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _apply(self, record: StepRecord, probes: list[Probe]) -> None:
         self._last = probes
-        self.rule.begin(self._last)
-        targets = iter(self.perturber.targets())
-        with torch.no_grad():
-            for group, lr in zip(self.param_groups, record.lrs, strict=True):
-                for _ in group["params"]:
-                    self._update(next(targets), lr, group["weight_decay"])
-        self.direction.observe(self.perturber.targets(), self._last)
+        pairs = zip(self.param_groups, record.lrs, strict=True)
+        rates = [(lr, float(group["weight_decay"])) for group, lr in pairs for _ in group["params"]]
+        self._updates.apply(self._key(), probes, rates, wait=self.fold_every > 1)
         self.estimator.observe(self.seed, record.step, record.losses)
         self.skip()
 
@@ -327,24 +323,6 @@ class ZerothOrder(torch.optim.Optimizer):
         self.estimator.halve()
         self.halvings += 1
 
-    def _update(self, target: Target, lr: float, weight_decay: float) -> None:
-        active = any(self.direction.active(target, probe.key) for probe in self._last)
-        change = self.rule.change(target, self.direction, self._last, lr) if active else None
-        banked = self.perturber.bank(target.name) is not None
-        if banked and active and change is None:
-            raise no_bank(self.method, target.name)
-        if change is None and (active or lr * weight_decay):
-            probes = self._last if active else []
-            along = self.rule.along(target, self.direction, probes, lr, weight_decay)
-            self._write(target, self.steps, lambda block: self.rule.update(block, probes, lr, weight_decay), along)
-        elif change is not None and (self.fold_every > 1 or banked):
-            self.perturber.pending[target.name] = (
-                change if target.pending is None else add_up([(target.pending, 1.0), (change, 1.0)])
-            )
-        elif change is not None and (bool(change.u.any()) or lr * weight_decay):
-            moved = replace(target, pending=change)
-            self._write(moved, self.steps, lambda block: decayed_sum(block, lr, weight_decay))
-
     def fold_in_windows(self, fold_every: int | None = None) -> None:
         """Set `fold_every`; without a number to the direction's whole window. Raises ConfigError as the constructor."""
         every = self.direction.window() if fold_every is None else fold_every
@@ -353,31 +331,14 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def fold(self) -> None:
         """Write the low-rank updates that are still pending into the weights (or banks)."""
-        with torch.no_grad():
-            for target in self.perturber.targets():
-                # Adding zero would still turn -0.0 into 0.0.
-                if target.pending is None or not bool(target.pending.u.any()):
-                    continue
-                bank = self.perturber.bank(target.name)
-                if bank is not None:
-                    bank.append(target.pending)
-                else:
-                    self._write(target, self.steps - 1, lambda block: decayed_sum(block, 0.0, 0.0))
-        self.perturber.pending.clear()
+        self._updates.fold(Key(self.seed, self.steps - 1))
 
-    @contextmanager
-    def settled(self) -> Iterator[None]:
+    def settled(self) -> AbstractContextManager[None]:
         """Within the context the model computes with its present weights, pending updates included; nothing is written.
 
         To read the weights themselves call `fold`, which rounds: when it is called is part of a run's course.
         """
-        if self.offload is not None:
-            self.offload.settle()
-        if not self.perturber.pending:
-            yield
-            return
-        with self.perturber.at(Point(Key(self.seed, self.steps), 0.0)):
-            yield
+        return self._updates.settled(self._key())
 
     def weights(self) -> dict[str, Tensor]:
         """What is trained by name, to read and to write: the parameters, and the factors of those kept in a bank.
@@ -385,39 +346,16 @@ class ZerothOrder(torch.optim.Optimizer):
         Pending updates are folded, blocks that were away are settled.
         """
         self.fold()
-        if self.offload is not None:
-            self.offload.settle()
-        return self._named()
-
-    def _named(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name, weight in self.perturber.weights().items():
-            bank = self.perturber.bank(name)
-            found |= {name: weight} if bank is None else bank.tensors(name)
-        return found
-
-    def _write(
-        self, target: Target, step: int, value: Callable[[Block], Tensor], along: tuple[Key, float] | None = None
-    ) -> None:
-        """Write `value` into the target: now, or when its block comes to the device."""
-        dither = Key(self.seed, step, 0, Purpose.DITHER)
-
-        def later(data: Tensor) -> None:
-            write(replace(target, data=data), self.direction, dither, value, along)
-
-        if self.offload is None or not self.offload.defer(target.name, later):
-            write(target, self.direction, dither, value, along)
+        self._updates.settle()
+        return self._updates.named()
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `weights` gave; of a sharded model each process takes its own part."""
         self.weights()  # nothing may be waiting to be added to it
-        with torch.no_grad():
-            for name, weight in self.perturber.weights().items():
-                bank = self.perturber.bank(name)
-                if bank is not None:
-                    bank.take(name, dict(tensors))
-                else:
-                    put(weight, tensors[name])
+        self._updates.put(tensors)
+
+    def _key(self) -> Key:
+        return Key(self.seed, self.steps)
 
     # --- what can be asked ---------------------------------------------------------------------------------------
 
@@ -477,8 +415,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state plus what matters here: seed, steps taken, and what the method carries from step to step."""
-        if self.offload is not None:  # the model's own state is saved beside this one
-            self.offload.settle()
+        self._updates.settle()  # the model's own state is saved beside this one
         own = {"seed": self.seed, "steps": self.steps, "method": self.method, "carried": self.carried()}
         return {**super().state_dict(), "zotune": own}
 

@@ -31,9 +31,11 @@ from zotune.distributed.group import Group
 from zotune.errors import RunError, UserError
 from zotune.journal import Journal, StepRecord
 from zotune.journal import read as read_journal
+from zotune.noise import Key
 from zotune.objective.label_words import LabelWords
 from zotune.optimizer import ZerothOrder
 from zotune.session import Session
+from zotune.updates import Updates
 
 Act = Callable[[int], None]
 SECONDS = 60.0  # after which a group hangs
@@ -193,14 +195,14 @@ def kills(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
                 Journal.append = append  # type: ignore[method-assign]
             elif own == rank and place == "in an update":
-                updating = ZerothOrder._update
+                applying = Updates.apply
 
-                def update(optimizer: ZerothOrder, *given: Any) -> None:
-                    if optimizer.steps == 3:
+                def apply(updates: Updates, key: Key, *given: Any, **named: Any) -> None:
+                    if key.step == 3:
                         die()
-                    updating(optimizer, *given)
+                    applying(updates, key, *given, **named)
 
-                ZerothOrder._update = update  # type: ignore[method-assign]
+                Updates.apply = apply  # type: ignore[method-assign]
 
         return patch
 
