@@ -8,35 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests import models
-from tests.lanes import LANES, POINTS, ROWS, SHAPES, Holder, ids, x
+from tests import lanes, models
+from tests.lanes import LANES, POINTS, ROWS, explicit, ids, x
 from tests.models import Called, normals, seeded, train
 from torch import Tensor, nn
 
-from zotune.direction import Dense, Direction
-from zotune.estimate import Point
-from zotune.lazy import Derived, LaneTensor, LaneUnsupported
-from zotune.low_rank import LowRank
-from zotune.methods.sparse_mezo import SmallWeights
+from zotune.lazy import LaneTensor, LaneUnsupported
 from zotune.perturb import Perturber
 
-one_thread = models.one_thread
-
-
-DIRECTIONS: dict[str, Callable[[], Direction]] = {
-    "dense": Dense,
-    "small": lambda: SmallWeights("gaussian", 0.5),
-    "lowrank": lambda: LowRank(2, 3),
-}
-
-
-@pytest.fixture(params=DIRECTIONS)
-def perturber(request: pytest.FixtureRequest) -> Perturber:
-    """All parameters of a Holder in scope, for each kind of direction."""
-    holder = Holder()
-    made = Perturber(holder, list(SHAPES), DIRECTIONS[request.param]())
-    made.direction.prepare(made.targets())
-    return made
+one_thread, perturber = models.one_thread, lanes.perturber
 
 
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
@@ -102,15 +82,6 @@ def _augmented(m: Any) -> Tensor:
     return y
 
 
-def explicit(perturber: Perturber, point: Point) -> Any:
-    """The holder with every parameter written out at a point."""
-    holder: Any = Holder()
-    for target in perturber.targets():
-        z = perturber.direction.block(target, point.key, 0, target.data.numel()).double()
-        getattr(holder, target.name).data.copy_(target.data + point.scale * z.view(target.data.shape))
-    return holder
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_lane_of_an_operation_is_the_operation_on_that_lanes_weights(perturber: Perturber, operation: str) -> None:
     """Four lanes of two keys in one call: lane l of the result is what explicit weights at point l give, to 1e-12."""
@@ -131,9 +102,9 @@ def test_one_lane_is_right_for_every_operation(perturber: Perturber, operation: 
     call = {**OPERATIONS, **ALONE}[operation]
     with torch.no_grad():
         for point in POINTS[:2]:
-            with perturber.at(point, rows=ROWS * LANES) as lanes:
+            with perturber.at(point, rows=ROWS * LANES) as seen:
                 found = call(perturber.model)
-            assert lanes.touched
+            assert seen.touched
             expected = call(explicit(perturber, point))
             tolerance = 1e-5 if found.dtype == torch.float32 else 1e-12
             torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
@@ -145,17 +116,6 @@ def test_lanes_refuse_what_has_no_rule(perturber: Perturber, operation: str) -> 
     with torch.no_grad(), perturber.at(*POINTS, rows=ROWS), pytest.raises(LaneUnsupported) as caught:
         ALONE[operation](perturber.model)
     assert str(caught.value)
-
-
-def test_position_tables_as_wide_as_the_batch_are_not_taken_for_examples(perturber: Perturber) -> None:
-    """T5's T x T buckets with T = lanes * rows: shapes alone would cut them; ids that differ between lanes say no."""
-    size = ROWS * LANES
-    buckets = (torch.arange(size)[:, None] - torch.arange(size)).abs() % 11
-    with torch.no_grad(), perturber.at(*POINTS, rows=ROWS) as lanes:
-        found = F.embedding(buckets, perturber.model.table)
-        assert isinstance(found, Derived) and lanes.trace == ["embedding shared by all examples"]
-    for part, point in zip(found.parts, POINTS, strict=True):
-        torch.testing.assert_close(part, F.embedding(buckets, explicit(perturber, point).table), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", models.METHOD_ROWS)

@@ -1,8 +1,8 @@
 """How operations that mix activations and perturbed parameters are computed, lane by lane.
 
 One rule per kind of operation: linear layers (large ones a block of rows at a time, low-rank ones without making the
-weight), embeddings (only the rows that are looked up), attention with a learned bias, elementwise operations, and
-everything that treats examples independently. `RULES` is the table that `perturb.py` hands to the stand-ins.
+weight), embeddings (`lane_lookup.py`), attention with a learned bias, elementwise operations, and everything that
+treats examples independently. `RULES` is the table that `perturb.py` hands to the stand-ins.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zotune.direction import Signed
-from zotune.errors import UserError
-from zotune.kernels import add_scaled, low_rank
+from zotune.lane_lookup import embedding
 from zotune.lane_products import BLOCK, Adder, adder
 from zotune.lazy import (
-    Derived,
     Lanes,
     LaneTensor,
     LaneUnsupported,
     Perturbed,
     Rule,
     alone,
+    bind,
+    join,
     map_lanes,
     name_of,
     take_each,
@@ -39,12 +38,8 @@ def _lane_values(value: Any, lanes: Lanes) -> list[Any]:
     return value.per_lane() if isinstance(value, LaneTensor) else [value] * lanes.count
 
 
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
 def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    x, weight, bias = _bind(("input", "weight", "bias"), args, kwargs)
+    x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
     if isinstance(x, LaneTensor):
         if lanes.count > 1:
             raise LaneUnsupported(f"linear takes {x.known_as} as its input")
@@ -64,7 +59,7 @@ def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwarg
         return y
     if not isinstance(weight, Perturbed) or weight.numel() <= BLOCK:
         weights = _lane_values(weight, lanes)
-        return _join([F.linear(i, w, b) for i, w, b in zip(inputs, weights, biases, strict=True)])
+        return join([F.linear(i, w, b) for i, w, b in zip(inputs, weights, biases, strict=True)])
     rows, columns = weight.target.matrix_shape
     y = x.new_empty(*x.shape[:-1], rows)
     outputs = lanes.split(y, "linear")
@@ -123,77 +118,6 @@ def _thin_matmul(lanes: Lanes, what: str, add: Adder, x: Tensor, weight: Perturb
     return y
 
 
-def _embedding(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Only the rows that are looked up need noise."""
-    ids, weight, _, max_norm = _bind(("input", "weight", "padding_idx", "max_norm"), args, kwargs)
-    if max_norm is not None:
-        raise UserError(
-            f"embedding with max_norm rewrites {weight.known_as} in the forward pass. "
-            "Remedy: leave it out of the scope."
-        )
-    stacked = lanes.count == 1 or _same_in_all(lanes, ids)
-    if stacked:
-        parts = lanes.split(ids, "embedding")
-        return _join(_looked_up(lanes, weight, list(parts)))
-    lanes.trace.append("embedding shared by all examples")
-    return Derived(_looked_up(lanes, weight, [ids] * lanes.count), weight)
-
-
-def _looked_up(lanes: Lanes, weight: LaneTensor, ids: Sequence[Tensor]) -> list[Tensor]:
-    """The looked-up rows of each lane."""
-    if not isinstance(weight, Perturbed):
-        return [F.embedding(i, table) for i, table in zip(ids, weight.per_lane(), strict=True)]
-    signed = weight.signed() if lanes.count > 1 else None
-    if signed is not None:
-        return _looked_up_signed(lanes, weight, signed, ids)
-    found = []
-    for first, last in lanes.by_key():
-        unique, inverse = torch.unique(torch.stack(list(ids[first:last])), return_inverse=True)
-        tables = _rows(lanes, weight, unique, first, last)
-        found += [F.embedding(i, table) for i, table in zip(inverse, tables, strict=True)]
-    return found
-
-
-def _looked_up_signed(lanes: Lanes, weight: Perturbed, signed: Sequence[Signed], ids: Sequence[Tensor]) -> list[Tensor]:
-    """As `_looked_up` where all lanes share one base: its rows are drawn once, each lane flips their signs."""
-    target, one = weight.target, signed[0]
-    unique, inverse = torch.unique(torch.stack(list(ids)), return_inverse=True)
-    base = _value_rows(weight, unique)
-    shared = one.base.rows(target, one.key, unique).view(base.shape)
-    found = []
-    for own, at, i, point in zip(signed, inverse, ids, lanes.points, strict=True):
-        z = shared[at] * own.r[i].to(shared.dtype).unsqueeze(-1)
-        z = z if own.s is None else z * own.s.to(shared.dtype)
-        found.append(add_scaled(base[at], z, point.scale).to(target.data.dtype))
-    return found
-
-
-def _same_in_all(lanes: Lanes, ids: Tensor) -> bool:
-    """Whether ids are stacked copy by copy: each copy then reads the same ones. Tells (T, T) positions from (B, T)."""
-    copies = lanes.copies or lanes.count
-    return lanes.stacked(ids) and all(torch.equal(part, ids[: len(part)]) for part in ids.chunk(copies))
-
-
-def _rows(lanes: Lanes, weight: Perturbed, unique: Tensor, first: int, last: int) -> list[Tensor]:
-    """The rows `unique` of a table in the lanes `first` to `last - 1`, which share a key."""
-    target, points = weight.target, lanes.points[first:last]
-    base = _value_rows(weight, unique)
-    if not any(point.scale for point in points) or not lanes.direction.active(target, points[0].key):
-        return [base.to(target.data.dtype)] * len(points)
-    z = lanes.direction.rows(target, points[0].key, unique).view(base.shape)
-    return [add_scaled(base, z, point.scale).to(target.data.dtype) for point in points]
-
-
-def _value_rows(weight: Perturbed, rows: Tensor) -> Tensor:
-    """Rows of the unperturbed table, an update that is still pending included."""
-    base, p = weight.target.data[rows], weight.target.pending
-    return base if p is None else base + low_rank(p.u[rows], p.v, p.scale).view(base.shape)
-
-
-def _bind(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names))
-
-
 def _call_each(
     lanes: Lanes, func: Callable[..., Any], columns: Sequence[Sequence[Any]], kwargs: dict[str, Any]
 ) -> list[Any]:
@@ -218,7 +142,7 @@ def _chunked(position: int) -> Callable[..., Any]:
             return map_lanes(func, args, kwargs, activation)
         cut = lanes.split(activation, name_of(func))
         columns = [cut if i == position else take_each(arg, lanes.count) for i, arg in enumerate(args)]
-        return _join(_call_each(lanes, func, columns, kwargs))
+        return join(_call_each(lanes, func, columns, kwargs))
 
     return rule
 
@@ -246,14 +170,14 @@ def _elementwise(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], 
         lanes.split(arg, name_of(func)) if i in cut else take_each(arg, lanes.count) for i, arg in enumerate(args)
     ]
     parts = _call_each(lanes, func, columns, kwargs)
-    return args[0] if writes(func) else _join(parts)
+    return args[0] if writes(func) else join(parts)
 
 
 def _cat(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`cat((w, x), 1)`: a parameter repeated for every example (virtual tokens) beside activations."""
     if lanes.count == 1:
         return alone(func, args, kwargs)
-    tensors, dim = _bind(("tensors", "dim"), args, kwargs)
+    tensors, dim = bind(("tensors", "dim"), args, kwargs)
     source = next(t for t in tensors if isinstance(t, LaneTensor))
     if all(isinstance(t, LaneTensor) for t in tensors):
         return map_lanes(func, args, kwargs, source)
@@ -265,12 +189,12 @@ def _cat(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
         else lanes.split(t, "cat")
         for t in tensors
     ]
-    return _join([torch.cat(parts, dim) for parts in zip(*columns, strict=True)])
+    return join([torch.cat(parts, dim) for parts in zip(*columns, strict=True)])
 
 
 def _attention(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Attention whose mask carries a learned bias (T5): queries, keys and values are cut, the mask is per lane."""
-    query, key, value = (_bind(("query", "key", "value"), args, kwargs)[i] for i in range(3))
+    query, key, value = (bind(("query", "key", "value"), args, kwargs)[i] for i in range(3))
     if lanes.count == 1:
         result: Tensor = alone(func, args, kwargs)
         return result
@@ -278,14 +202,14 @@ def _attention(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kw
         raise LaneUnsupported(f"attention takes {next(tensors_in(args)).shape} of a parameter as its input")
     rest = {k: v for k, v in kwargs.items() if k not in ("query", "key", "value")}
     inputs = [lanes.split(x, "attention") for x in (query, key, value)]
-    return _join(_call_each(lanes, func, [*inputs, *(take_each(arg, lanes.count) for arg in args[3:])], rest))
+    return join(_call_each(lanes, func, [*inputs, *(take_each(arg, lanes.count) for arg in args[3:])], rest))
 
 
 _T = torch.Tensor
 RULES: dict[Any, Rule] = {
     F.linear: _linear,
     low_rank_term: _low_rank_term,
-    F.embedding: _embedding,
+    F.embedding: embedding,
     torch.addmm: _addmm,
     torch.cat: _cat,
     F.scaled_dot_product_attention: _attention,

@@ -236,6 +236,16 @@ def alone(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     return func(*take(args, 0), **{key: take(value, 0) for key, value in kwargs.items()})
 
 
+def bind(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of these names, given by position or by keyword; None for what was not given."""
+    return tuple(args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names))
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """The lanes of an activation, put together along dim 0 again."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 def map_lanes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: LaneTensor) -> Any:
     """An operation on stand-ins alone: lane by lane, the result a stand-in again."""
     calls = zip(take_each(args, source.lanes.count), take_each(kwargs, source.lanes.count), strict=True)
