@@ -14,9 +14,9 @@ import transformers
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
-from zotune.load import device_of, load_model, load_tokenizer, make_objective, meta_model, quiet
+from zotune.load import device_of, load_model, load_tokenizer, meta_model, quiet
 from zotune.objective.label_words import LabelWords
-from zotune.objective.language_model import LanguageModel
+from zotune.objective.make import make_objective
 from zotune.weights import base_sha256, weights_sha256
 
 Config = Callable[..., TrainConfig]
@@ -202,34 +202,7 @@ def test_code_of_a_model_runs_only_when_allowed(config: Config, own_code: tuple[
     assert ran.exists() and type(loaded).__name__ == "OwnForCausalLM"
 
 
-# --- objectives and files ---------------------------------------------------------------------------------------------
-
-
-def test_objectives(config: Config) -> None:
-    """Label words give classification; without them the text, or the completion after the prompt, is learnt."""
-    settings = config()
-    tokenizer, model = load_tokenizer(settings), load_model(settings)
-    assert isinstance(make_objective(settings, tokenizer, model), LabelWords)
-    plain = make_objective(config(label_words=None), tokenizer, model)
-    pair = make_objective(
-        config(label_words=None, completion_column="more", template="{{ text }} is"), tokenizer, model
-    )
-    rows = [{"text": "the film", "more": " good"}]
-    assert isinstance(plain, LanguageModel) and isinstance(pair, LanguageModel)
-    whole, after = plain.encode(rows)[0], pair.encode(rows)[0]
-    assert len(whole.options[0]) == 2 and len(after.options[0]) == 1 and len(after.prompt) == 4
-
-
-def test_default_template(config: Config) -> None:
-    """Without a template the prompt is the text column; a name that no template can hold is explained."""
-    settings = config(template=None, text_column="review")
-    tokenizer, model = load_tokenizer(settings), load_model(settings)
-    rows = [{"review": "good film", "label": 0}, {"review": "dull film", "label": 1}]
-    assert len(make_objective(settings, tokenizer, model).encode(rows)[0].prompt) == 3
-    with pytest.raises(ConfigError, match="column 'a review' cannot be named in a template. Remedy: rename it"):
-        make_objective(config(template=None, text_column="a review"), tokenizer, model)
-    plain = make_objective(config(template=None, text_column="a review", label_words=None), tokenizer, model)
-    assert plain.encode([{"a review": "good film"}])
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_quiet_puts_back_what_was(capsys: pytest.CaptureFixture[str], config: Config) -> None:

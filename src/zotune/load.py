@@ -1,4 +1,4 @@
-"""From a config to what a run works with: model, tokenizer, objective, examples. Real loading code, hub or folder."""
+"""From a config to a model and its tokenizer, from the hub or a folder."""
 
 from __future__ import annotations
 
@@ -16,18 +16,10 @@ from torch import nn
 
 from zotune.adapters import add_for_scope, added_by
 from zotune.config import TrainConfig
-from zotune.data.source import Source
 from zotune.errors import ConfigError, UserError
 from zotune.mapped import clean_mappings, release
-from zotune.objective.base import Objective
-from zotune.objective.from_config import decided, find_functions, generated
-from zotune.objective.from_shape import BUILD
-from zotune.objective.functions import Functions
 from zotune.objective.model_kind import Kind, model_kind
-from zotune.objective.options import Choice, OptionLikelihood
 from zotune.quantised.load import quantisation, settle
-from zotune.tasks import TASKS, find
-from zotune.tasks.base import Task
 from zotune.weights import aligned
 
 if TYPE_CHECKING:
@@ -244,58 +236,6 @@ def device_of(config: TrainConfig) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {config.device!r} cannot be used: {reason}. Remedy: --device cpu or auto.") from None
-
-
-def make_objective(
-    config: TrainConfig,
-    tokenizer: Any,
-    model: Any,
-    source: Source | None = None,
-    functions: Functions | None = None,
-) -> Objective:
-    """The objective of the config's task, or of the shape of its rows (the options alone decide it without a source).
-
-    `model` may be its transformers config: only the kind of model is asked for. `functions` are those that the config
-    names; without them they are imported.
-    Raises ConfigError for a task that has no prompt for this kind of model.
-    """
-    kind = model_kind(model)
-    task = None if config.task is None else find(config.task, config.allow_task_code)
-    if config.generates:
-        row = source.first.rows[0] if source is not None else {}
-        return generated(config, tokenizer, kind, functions or find_functions(config), task, row)
-    plain = _likelihood(config, tokenizer, kind, source, task)
-    if config.objective in (None, "likelihood"):
-        return plain
-    return decided(config, plain, bool(config.label_words) if task is None else task.classes is not None)
-
-
-def _likelihood(config: TrainConfig, tokenizer: Any, kind: Kind, source: Source | None, task: Task | None) -> Objective:
-    if task is None:
-        shape = source.shape if source is not None else _shape_without_rows(config)
-        return BUILD[shape](config, tokenizer, kind, source.first.rows if source is not None else [])
-    render = task.masked if kind == "masked" else task.causal
-    if render is None:
-        other = "causal" if kind == "masked" else "masked"
-        named = ", ".join(name for name, each in TASKS.items() if (each.masked if kind == "masked" else each.causal))
-        raise ConfigError(
-            f"task {task.name} has a prompt for {other} models only. Remedy: take such a model, or one of {named}."
-        )
-    if config.calibrated and (kind == "masked" or task.metric != "accuracy"):
-        raise ConfigError(f"task {task.name} is not calibrated with this model. Remedy: leave --calibrated out.")
-    choice = Choice(
-        loss=task.loss,
-        metric=task.metric,
-        calibrated=config.calibrated,
-        limits=task.limits if kind == "masked" else {},
-    )
-    return OptionLikelihood(tokenizer, render, kind, config.max_length, choice)
-
-
-def _shape_without_rows(config: TrainConfig) -> str:
-    if config.data_format is not None:
-        return config.data_format
-    return "label" if config.label_words else "completion" if config.completion_column is not None else "text"
 
 
 def load_config(config: TrainConfig) -> Any:

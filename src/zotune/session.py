@@ -16,12 +16,13 @@ from zotune.data.source import Part, load_source
 from zotune.dominant import dominant_layer
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.evaluate import Evaluation, evaluate
-from zotune.load import device_of, load_model, load_tokenizer, make_objective, offloaded
+from zotune.load import device_of, load_model, load_tokenizer, offloaded
 from zotune.methods import METHODS, accepts
 from zotune.nonfinite import replay_step, skipped
 from zotune.objective.base import Batch, Example, Objective, to_device
 from zotune.objective.from_config import find_functions
 from zotune.objective.functions import Functions
+from zotune.objective.make import make_objective
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import scope_sha256
 from zotune.records import StepRecord

@@ -32,7 +32,8 @@ def look(config: TrainConfig) -> dict[str, Any]:
     }
     if not config.model:
         return found | {"examples": [_untokenised(config, row) for row in part.rows[:SHOWN]]}
-    from zotune.load import load_config, load_tokenizer, make_objective
+    from zotune.load import load_config, load_tokenizer
+    from zotune.objective.make import make_objective
 
     tokenizer = load_tokenizer(config)
     objective = make_objective(config, tokenizer, load_config(config), source)
