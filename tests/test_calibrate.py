@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,21 +16,36 @@ from zotune.calibrate import Machine, between
 
 
 def test_measurements_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Measured once per machine; a damaged file is measured again; the cache folder may be read-only."""
+    """A machine is measured once and each method once; a damaged file anew; the cache folder may be read-only."""
     monkeypatch.setenv("ZOTUNE_CACHE", str(tmp_path))
-    calls: list[int] = []
-    monkeypatch.setattr(calibrate, "measure", lambda *_: calls.append(1) or MACHINE)
-    ask = lambda: calibrate.calibrate(torch.device("cpu"), torch.float32, "gaussian", lambda _: None)  # noqa: E731
-    assert ask() == ask() == MACHINE and len(calls) == 1
-    kept = next((tmp_path / "machines").iterdir())
+    calls: list[str] = []
+    machine = asdict(MACHINE)
+    noise = {name: machine.pop(name) for name in ("probe", "update")}
+    monkeypatch.setattr(calibrate, "measure", lambda *_: calls.append("machine") or machine)
+    monkeypatch.setattr(calibrate, "measure_noise", lambda *asked: calls.append(asked[2]) or noise)
+    ask = lambda method, say: calibrate.calibrate(torch.device("cpu"), torch.float32, method, {}, say)  # noqa: E731
+    assert ask("mezo", print) == ask("mezo", print) == MACHINE and calls == ["machine", "mezo"]
+    assert ask("hizoo", print) == MACHINE and calls == ["machine", "mezo", "hizoo"]
+    kept = next(path for path in (tmp_path / "machines").iterdir() if "overhead" in path.read_text())
     assert json.loads(kept.read_text())["overhead"] == 1e-6
-    for measured, damaged in enumerate(("{", "[]", "3", '{"working": 1}', '{"flops": {"x": 1.0}}'), start=2):
+    for damaged in ("{", "[]", "3", '{"working": 1}', '{"flops": {"x": 1.0}}'):
+        calls.clear()
         kept.write_text(damaged)
-        assert ask() == MACHINE and len(calls) == measured
+        assert ask("mezo", print) == MACHINE and calls == ["machine"]
     monkeypatch.setenv("ZOTUNE_CACHE", str(kept))  # a file: nothing can be kept below it
     said: list[str] = []
-    assert calibrate.calibrate(torch.device("cpu"), torch.float32, "gaussian", said.append) == MACHINE
+    assert ask("mezo", said.append) == MACHINE
     assert "cannot be kept" in said[-1]
+
+
+@pytest.mark.parametrize("method", ["mezo", "sparse_mezo", "hizoo", "fzoo", "grzo", "lozo", "agzo", "loren"])
+def test_each_method_has_its_own_noise_and_update(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positive seconds for a weight; what a plain product takes is not in them."""
+    monkeypatch.setenv("ZOTUNE_KERNELS", "eager")  # nothing is compiled
+    for name, value in {"_BUDGET": 0.0, "_LEAST": 3, "_LARGE": (256, 256)}.items():
+        monkeypatch.setattr(calibrate, name, value)
+    found = calibrate.measure_noise(torch.device("cpu"), torch.float32, method, {})
+    assert found["probe"] > 0 and found["update"] > 0
 
 
 def test_between_is_log_linear() -> None:
@@ -62,13 +78,13 @@ def test_measured_once_and_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         monkeypatch.setattr(calibrate, name, value)
     monkeypatch.setattr(calibrate, "_working", lambda kernels: {"auto": 5, "compiled": 7}[kernels])
     said: list[str] = []
-    asked = (torch.device("cpu"), torch.float32, "rademacher")
+    asked = (torch.device("cpu"), torch.float32, "mezo", {"law": "rademacher"})
     found = calibrate.calibrate(*asked, said.append)
     assert (found.working, found.working_fast, *found.flops, *found.bandwidth) == (5, 7, 1, 8, 1 << 12, 1 << 16)
     assert min(*found.flops.values(), *found.bandwidth.values(), found.overhead, found.probe) > 0 <= found.update
     assert calibrate.calibrate(*asked, said.append) == found == calibrate.kept(*asked)
     assert said == ["Measuring this machine, once: some seconds."]
-    assert calibrate.kept(torch.device("cpu"), torch.float32, "gaussian") is None  # another law is another measurement
+    assert calibrate.kept(torch.device("cpu"), torch.float32, "mezo", {}) is None  # another law is another measurement
 
 
 def test_memory_of_a_first_step_is_what_its_process_says(monkeypatch: pytest.MonkeyPatch) -> None:

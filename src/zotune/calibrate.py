@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -21,9 +21,11 @@ from torch.nn import functional
 
 from zotune.demo.cache import cache_folder
 from zotune.durable import write_file
+from zotune.errors import UserError
+from zotune.low_rank import LowRank
 from zotune.machine import fingerprint
 
-_VERSION = 3  # of what is measured; a change makes every kept measurement stale
+_VERSION = 4  # of what is measured; a change makes every kept measurement stale
 _WIDTH = 768
 _LARGE = (2048, 4096)  # inputs and outputs of the matrix that is perturbed and updated
 _LEAST, _MOST, _BUDGET = 5, 100, 0.5  # repetitions of a measurement, and its seconds
@@ -81,6 +83,10 @@ class Machine:
         return self.overhead + moved / between(self.bandwidth, moved)
 
 
+_OF_METHOD = {"probe", "update"}
+_OF_MACHINE = {field.name for field in fields(Machine)} - _OF_METHOD
+
+
 def between(table: dict[int, float], at: float) -> float:
     """The value at `at`, linear between the logarithms of the measured points, constant beyond them."""
     points = sorted(table)
@@ -94,37 +100,55 @@ def between(table: dict[int, float], at: float) -> float:
     return found
 
 
-def calibrate(device: torch.device, dtype: torch.dtype, law: str, say: Callable[[str], None]) -> Machine:
-    """The measurements of this machine: kept ones, or made now in some seconds and kept."""
-    known = kept(device, dtype, law)
+def calibrate(
+    device: torch.device, dtype: torch.dtype, method: str, arguments: Mapping[str, Any], say: Callable[[str], None]
+) -> Machine:
+    """The measurements of this machine, and of this method on it: kept ones, or made now in some seconds and kept."""
+    known = kept(device, dtype, method, arguments)
     if known is not None:
         return known
-    path = _path(device, dtype, law)
     say("Measuring this machine, once: some seconds.")
-    found = measure(device, dtype, law)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(asdict(found)).encode())
-    except OSError as error:
-        say(f"The measurements cannot be kept in {path.parent} ({error.strerror}).")
-    return found
+    found: dict[str, Any] = {}
+    for path, measured in (
+        (_path(device, dtype), lambda: measure(device, dtype)),
+        (_path(device, dtype, method, arguments), lambda: measure_noise(device, dtype, method, arguments)),
+    ):
+        part = _read(path)
+        if part is None:
+            part = measured()
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_file(path, json.dumps(part).encode())
+            except OSError as error:
+                say(f"The measurements cannot be kept in {path.parent} ({error.strerror}).")
+        found |= part
+    return Machine(**found)
 
 
-def kept(device: torch.device, dtype: torch.dtype, law: str) -> Machine | None:
-    """The measurements of this machine that an earlier call made; None where there are none."""
+def kept(device: torch.device, dtype: torch.dtype, method: str, arguments: Mapping[str, Any]) -> Machine | None:
+    """The measurements that earlier calls made; None where there are none."""
+    machine, noise = _read(_path(device, dtype)), _read(_path(device, dtype, method, arguments))
+    return None if machine is None or noise is None else Machine(**machine, **noise)
+
+
+def _path(
+    device: torch.device, dtype: torch.dtype, method: str = "", arguments: Mapping[str, Any] | None = None
+) -> Path:
+    """Of what is measured of a machine or, with a method, of its noise and updates."""
+    name = fingerprint(_VERSION, device, dtype, method, sorted((arguments or {}).items()))
+    return cache_folder() / "machines" / f"{name}.json"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        values = json.loads(_path(device, dtype, law).read_text())
-        return Machine(**{key: _keys(value) for key, value in values.items()})
-    except (OSError, ValueError, TypeError, AttributeError):  # also where the file holds something else
+        values = {key: _keys(value) for key, value in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError):  # also where the file holds something else
         return None
+    return values if values.keys() in (_OF_MACHINE, _OF_METHOD) else None
 
 
-def _path(device: torch.device, dtype: torch.dtype, law: str) -> Path:
-    return cache_folder() / "machines" / f"{fingerprint(_VERSION, device, dtype, law)}.json"
-
-
-def measure(device: torch.device, dtype: torch.dtype, law: str) -> Machine:
-    """Measure now."""
+def measure(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What there is to know of the machine: the fields of Machine but for those of a method."""
     weight = torch.full((_WIDTH, _WIDTH), 0.01, device=device, dtype=dtype)
     flops, bandwidth = {}, {}
     with torch.inference_mode():
@@ -139,40 +163,46 @@ def measure(device: torch.device, dtype: torch.dtype, law: str) -> Machine:
             bandwidth[size] = size * (len(xs) - 1) / spent
         tiny = torch.zeros(1, device=device)
         overhead = _typical(lambda: [tiny + tiny for _ in range(100)], device) / 100
-    probe, update = _noise(device, dtype, law)
     on_cpu = device.type == "cpu"
-    return Machine(
-        working=_working("auto") if on_cpu else 0,
-        working_fast=_working("compiled") if on_cpu else 0,
-        flops=flops,
-        bandwidth=bandwidth,
-        overhead=overhead,
-        probe=probe,
-        update=update,
-    )
+    working = {"working": _working("auto") if on_cpu else 0, "working_fast": _working("compiled") if on_cpu else 0}
+    return {**working, "flops": flops, "bandwidth": bandwidth, "overhead": overhead}
 
 
-def _noise(device: torch.device, dtype: torch.dtype, law: str) -> tuple[float, float]:
-    """Seconds per weight of perturbing at two sides and of updating, on a model of one large matrix."""
+def measure_noise(
+    device: torch.device, dtype: torch.dtype, method: str, arguments: Mapping[str, Any]
+) -> dict[str, float]:
+    """Seconds per weight of perturbing at two sides and of updating, on a model of one large matrix.
+
+    Of the method itself where its directions are dense and the same for all examples; else, and where it cannot be
+    built so, of MeZO.
+    """
     from zotune import METHODS
 
     model = nn.Linear(*_LARGE, bias=False, device=device, dtype=dtype)
-    opt = METHODS["mezo"].build(model, lr=0.0, law=law)
+    law = {"law": arguments["law"]} if "law" in arguments else {}
+    try:
+        opt = METHODS[method].build(model, **{**arguments, "lr": 0.0})
+    except UserError:
+        opt = METHODS["mezo"].build(model, lr=0.0, **law)
+    points = opt.estimator.points(0, 0)
+    if isinstance(opt.direction, LowRank) or opt.direction.reads_inputs or any(point.each for point in points):
+        opt = METHODS["mezo"].build(model, lr=0.0, **law)
+        points = opt.estimator.points(0, 0)
     batch = {"x": torch.ones(1, _LARGE[0], device=device, dtype=dtype)}
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
         return model(batch["x"]).float().mean(dim=1)  # type: ignore[no-any-return]
 
-    count = model.weight.numel()
-    opt.step(objective, batch)  # compiles
-    plain = _typical(lambda: functional.linear(batch["x"].repeat(2, 1), model.weight), device)
-    probe = _typical(lambda: opt.estimate(objective, batch), device)
-
-    def both() -> None:
+    def step() -> None:
         opt.step(objective, batch)
 
-    step = _typical(both, device)
-    return max(probe - plain, 0.0) / count, max(step - probe, 0.0) / count
+    step()  # compiles
+    pairs = max(len(points) / 2, 1.0)
+    plain = _typical(lambda: functional.linear(batch["x"].repeat(2, 1), model.weight), device)
+    probe = _typical(lambda: opt.estimate(objective, batch), device)
+    both = _typical(step, device)
+    each = model.weight.numel() * pairs
+    return {"probe": max(probe - pairs * plain, 0.0) / each, "update": max(both - probe, 0.0) / each}
 
 
 def _working(kernels: str) -> int:

@@ -56,8 +56,8 @@ def foreseen(session: Session) -> dict[str, int] | None:
     try:
         shadow.model = meta_model(session.config)
         optimizer = shadow.build()
-        law = str(optimizer.arguments.get("law", "gaussian"))
-        forecast = Forecast(shadow, optimizer, kept(session.device, dtype_of(shadow.model), law))
+        c = session.config
+        forecast = Forecast(shadow, optimizer, kept(session.device, dtype_of(shadow.model), c.method, c.method_args))
         return forecast.memory(device_of(session.config))
     except Exception:  # a model or a method that must read its weights: a run is not stopped for its forecast
         return None
@@ -136,7 +136,7 @@ class Forecast:
         scope = sum(target.data.numel() for target in self.optimizer.perturber.targets())
         step = (
             steps / len(self.session.units) * self.session.units_per_step
-            + scope * self.machine.update * len(self.points) / 2
+            + scope * self.machine.update * self._updates() / 2
         )
         batches = self._eval_batches()
         widths = [self._tokens(examples) for examples in batches]
@@ -202,6 +202,11 @@ class Forecast:
             return 0
         with Meter():
             return self.reuse.bytes_of(self.session.objective, batch)
+
+    def _updates(self) -> int:
+        """Evaluations that a step's update draws again: of a point where each example has its own, one for each."""
+        rows = self.session.config.batch_size
+        return sum(rows if point.each else 1 for point in self.points)
 
     def _epochs(self) -> float:
         """How often the run's steps go through the rows."""

@@ -40,8 +40,7 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
     device = device_of(config)
     session = Session(config, model=meta_model(config))
     optimizer = _built(session, watch)
-    law = str(optimizer.arguments.get("law", "gaussian"))
-    machine = calibrate(device, dtype_of(session.model), law, watch.say)
+    machine = calibrate(device, dtype_of(session.model), config.method, config.method_args, watch.say)
     if config.offload is not None:
         check_offload(optimizer.method, optimizer.direction, optimizer.rule, optimizer.parallel)
         watch.say("The time does not count how long blocks take to come to the device and back.")
