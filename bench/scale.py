@@ -7,7 +7,8 @@ waits), `both alone` (each takes that same step by itself, at once: what the mac
 (both take the step together, half of its micro-batches each). Efficiency at two processes is alone / (2 shared); the
 ceiling that the machine sets is alone / both alone. Bytes are those of the messages, and those that the loopback device
 counted.
-`rejoin` is a real run under torchrun of which one process is killed: seconds until the journal grows again.
+`rejoin` is a real run under torchrun of which one process is killed: seconds until the journal grows again. `pool` is a
+real one of two workers on Ray (the extra `ray`; without it the line is left out): seconds until a worker is replaced.
 
 Computed: up to 1,024 processes. A process's time is a sum of measured times of forwards, drawn at random, so the
 slowest one sets the pace; updates cost what they were measured to cost; an exchange is the measured one, as a ring of
@@ -18,22 +19,25 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import MODELS, machine, objective, seconds, tokens, write
+from common import MODELS, machine, objective, seconds, sentences_config, tokens, write
 from torch import nn
 
 import zotune
@@ -220,6 +224,54 @@ def rejoin(before: int, after: int) -> dict[str, Any]:
     return {"seconds": spent, "replayed_steps": steps_then}
 
 
+def pool_rejoin(before: int, steps: int) -> dict[str, Any] | None:
+    """Two workers on Ray, of which one is killed: seconds until another has joined, while the first goes on.
+
+    None where Ray is not installed.
+    """
+    from zotune.journal import StepRecord, read
+
+    if find_spec("ray") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        options = {"batch_size": 8, "micro_batch_size": 4, "steps": steps, "threads": 1}
+        config = sentences_config(Path(folder), 128, 8, method_args={"law": "rademacher"}, **options)
+        config = dataclasses.replace(config, eval=None, output_dir=run)
+        (Path(folder) / "run.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        command = [sys.executable, "-m", "zotune", "pool", "--config", str(Path(folder) / "run.yaml"), "--workers", "2"]
+
+        def recorded() -> int:
+            journal = run / "journal.zoj"
+            return sum(isinstance(r, StepRecord) for r in read(journal)[1]) if journal.exists() else 0
+
+        found: dict[str, Any] = {}
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        ) as process:
+            assert process.stderr is not None
+            said: list[str] = []
+            for line in process.stderr:  # a line for who joins, and for each step
+                said.append(line)
+                joined = re.search(r"worker (\d+) joined \(process (\d+) on", line)
+                if joined and "killed" not in found:
+                    found["pid"] = int(joined[2])
+                elif joined:
+                    found["seconds"] = time.perf_counter() - found["killed"]
+                    found["steps_meanwhile"] = recorded() - found["replayed_steps"]
+                    found["late"] = line.strip()
+                if "killed" not in found and "pid" in found and recorded() >= before:
+                    found["replayed_steps"] = recorded()
+                    os.kill(found["pid"], signal.SIGKILL)
+                    found["killed"] = time.perf_counter()
+            if process.wait() or "seconds" not in found:
+                raise SystemExit(f"the pool ended with {process.returncode}:\n{''.join(said)[-2000:]}")
+        caught_up = re.search(r"catching up took (\d+) bytes", "".join(said))
+        assert caught_up is not None
+        kept = {key: found[key] for key in ("seconds", "replayed_steps", "steps_meanwhile")}
+        return {**kept, "caught_up_bytes": int(caught_up[1])}
+
+
 # --- the simulation
 
 
@@ -280,6 +332,14 @@ def table(result: dict[str, Any]) -> str:
             "",
             f"Rejoin: {back['seconds']:.1f} s from the kill to the next step, {back['replayed_steps']} replayed.",
         ]
+    if result["pool"]:
+        back = result["pool"]
+        lines += [
+            "",
+            f"A pool of two workers: {back['seconds']:.1f} s from the kill of one until another has joined, while the "
+            f"first took {back['steps_meanwhile']} steps; {back['replayed_steps']} steps and more replayed, of which "
+            f"all workers were sent {back['caught_up_bytes']} bytes.",
+        ]
     lines += ["", f"Computed, for a step of {CELLS} forwards: efficiency with the measured hop of the exchange"]
     lines += [
         f"({1e6 * result['hop_seconds']:.0f} us), and in brackets with an assumed one of {1e3 * SLOW_HOP:.0f} ms.",
@@ -320,6 +380,7 @@ def main() -> None:
         "exchanges": between,
         "hop_seconds": hop,
         "rejoin": None if options.quick else rejoin(12, 12),
+        "pool": None if options.quick else pool_rejoin(6, 60),
         "computed": simulate(methods, hop),
         "computed_slow": simulate(methods, SLOW_HOP),
     }
