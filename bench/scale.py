@@ -336,9 +336,9 @@ def table(result: dict[str, Any]) -> str:
         back = result["pool"]
         lines += [
             "",
-            f"A pool of two workers: {back['seconds']:.1f} s from the kill of one until another has joined. The "
-            f"first took {back['steps_meanwhile']} meanwhile; the new one replayed {back['replayed_steps']} before them "
-            f"and these, {back['caught_up_bytes']} bytes in all.",
+            f"A pool of two workers: {back['seconds']:.1f} s from the kill of one until another has joined. The first "
+            f"took {back['steps_meanwhile']} steps meanwhile. The new one replayed these and the "
+            f"{back['replayed_steps']} before them, {back['caught_up_bytes']} bytes in all.",
         ]
     lines += ["", f"Computed, for a step of {CELLS} forwards: efficiency with the measured hop of the exchange"]
     lines += [
