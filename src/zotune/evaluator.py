@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zotune.direction import Direction
 from zotune.distributed.sharded import no_gradient
@@ -45,6 +45,7 @@ class Evaluator(Scorer):
         self._must = lanes == "on"
         self.coverage = coverage
         self._proven: list[str] = []  # how the proven forward read its activations
+        self._proven_with: Objective | None = None
         self._judged = False  # whether the objective is known to give one loss for each example
         self.forwards = 0
 
@@ -61,6 +62,8 @@ class Evaluator(Scorer):
     def _together(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> Tensor:
         """One forward for all points where that is proven, else one each."""
         together = not getattr(objective, "one_at_a_time", "")
+        if not getattr(objective, "one_forward", True):  # its witness was asked, not its loss
+            together = together and objective is self._proven_with
         if self.mode == "lanes" and together and (len(points) > 1 or points[0].each):
             before = self.forwards
             try:
@@ -84,13 +87,16 @@ class Evaluator(Scorer):
         # Every parameter in scope rides in lanes, moved or not: so what is proven does not depend on which are moved.
         at = self.perturber.at(*spread, rows=one, every=True, direction=self._drawn(proof), copies=len(points))
         with no_gradient(self.perturber.model), at as lanes, within(len(points)):
-            losses = objective(self.perturber.model, repeat(batch, len(points)))
+            losses = _asked(objective, proof, self.perturber.model, repeat(batch, len(points)), 0)
         self._count(lanes, len(points))
         if losses.numel() != len(points) * rows:
             raise LaneUnsupported(f"the objective returned {tuple(losses.shape)} losses, not one for each example")
+        # Of several forwards some batches need more than others.
+        several = not getattr(objective, "one_forward", True)
+        trace = list(dict.fromkeys(lanes.trace)) if several else lanes.trace
         if proof and not self._proven:
-            self._proven = lanes.trace
-        if self._proven != lanes.trace:
+            self._proven = trace
+        if self._proven != trace:
             raise LaneUnsupported("activations are stacked in another way than on the first batch")
         return losses.detach().reshape(len(points), -1)
 
@@ -102,18 +108,20 @@ class Evaluator(Scorer):
         self, objective: Objective, batch: Any, points: Sequence[Point], within: Within, proof: bool = False
     ) -> Tensor:
         found, direction = [], self._drawn(proof)
-        for point in points:
+        for number, point in enumerate(points):
             if point.each:
-                found.append(self._row_by_row(objective, batch, point, direction))
+                found.append(self._row_by_row(objective, batch, point, direction, number if proof else None))
                 continue
             at = self.perturber.at(point, rows=batch_rows(batch) or 1, direction=direction)
             with no_gradient(self.perturber.model), at as lanes, within(1):
-                losses = objective(self.perturber.model, batch)
+                losses = _asked(objective, proof, self.perturber.model, batch, number)
             self._count(lanes, 1)
             found.append(losses.detach().reshape(1, -1))
         return torch.cat(found)
 
-    def _row_by_row(self, objective: Objective, batch: Any, point: Point, direction: Direction) -> Tensor:
+    def _row_by_row(
+        self, objective: Objective, batch: Any, point: Point, direction: Direction, proof: int | None = None
+    ) -> Tensor:
         """Every example alone, along its own direction. What a batch shares among its examples is not reused here."""
         rows = batch_rows(batch)
         if rows is None:
@@ -125,7 +133,7 @@ class Evaluator(Scorer):
         for row, own in enumerate(spread_out(point, rows)):
             part = {key: v[row : row + 1] if isinstance(v, Tensor) else v for key, v in batch.items()}
             with no_gradient(self.perturber.model), self.perturber.at(own, direction=direction) as lanes:
-                loss = objective(self.perturber.model, part)
+                loss = _asked(objective, proof is not None, self.perturber.model, part, proof or 0)
             if self.coverage:
                 self.perturber.check_coverage(lanes)
             if loss.numel() != 1:
@@ -190,7 +198,7 @@ class Evaluator(Scorer):
             self._proven = []
             logger.info("one evaluation at a time: %s", self.reason)
         else:
-            self.mode, self.reason = "lanes", ""
+            self.mode, self.reason, self._proven_with = "lanes", "", objective
         self.forwards = before
 
     def _prove(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> None:
@@ -209,6 +217,13 @@ class Evaluator(Scorer):
     def _dtype(self) -> torch.dtype:
         sizes = {target.data.dtype for target in self.perturber.targets()}
         return min(sizes, key=lambda dtype: -torch.finfo(dtype).eps)
+
+
+def _asked(objective: Objective, proof: bool, model: nn.Module, batch: Any, first: int) -> Tensor:
+    """The losses of a batch or, for a proof, what tells more of the model than they do, where there is such."""
+    witness = getattr(objective, "witness", None) if proof else None
+    found: Tensor = objective(model, batch) if witness is None else witness(model, batch, first)
+    return found
 
 
 def spread_out(point: Point, rows: int) -> list[Point]:

@@ -23,7 +23,9 @@ def embedding(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwa
             f"embedding with max_norm rewrites {weight.known_as} in the forward pass. "
             "Remedy: leave it out of the scope."
         )
-    stacked = lanes.count == 1 or _same_in_all(lanes, ids)
+    # Tokens that a model has said itself differ from lane to lane: of their table it is known that they are examples.
+    apart = weight.known_as in lanes.tokens and lanes.stacked(ids)
+    stacked = lanes.count == 1 or apart or _same_in_all(lanes, ids)
     if stacked:
         parts = lanes.split(ids, "embedding")
         return join(_looked_up(lanes, weight, list(parts)))

@@ -40,6 +40,7 @@ class Lanes:
     expected: set[str] = field(default_factory=set)  # the parameters that were replaced
     touched: set[str] = field(default_factory=set)  # those that an operation has met
     trace: list[str] = field(default_factory=list)  # how activations were read, to compare with a proven forward
+    tokens: frozenset[str] = frozenset()  # tables that are read by the ids of tokens, which may differ between lanes
     copies: int = 0  # how often the batch is stacked: fewer than lanes where each example has its own; 0: once a lane
 
     @property

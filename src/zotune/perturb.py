@@ -49,6 +49,8 @@ class Perturber:
             for key, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) in by_id:
                     self._sites[by_id[id(parameter)]].append((module, key))
+        tables = _token_table(model)
+        self._tokens = frozenset(by_id[id(p)] for p in tables if id(p) in by_id)
         self.pending: dict[str, Factors] = {}  # updates that are not yet folded into the weights
         missing = [name for name, sites in self._sites.items() if not sites]
         if missing:
@@ -139,7 +141,8 @@ class Perturber:
         Parameters that no point moves are left as they are, unless `every` is set. `direction`: another than the own.
         """
         direction = direction or self.direction
-        lanes, moved = Lanes(direction, points, rows, RULES, copies=copies), self.moved(points, direction)
+        lanes = Lanes(direction, points, rows, RULES, tokens=self._tokens, copies=copies)
+        moved = self.moved(points, direction)
 
         def gathered(name: str, data: Tensor) -> Perturbed:
             return Perturbed(Target(name, data, self.fast, self.pending.get(name)), lanes)
@@ -177,3 +180,13 @@ class Perturber:
                 f"{len(missing)} of {len(self._sites)} parameters in scope were not used by the forward pass: "
                 f"{listed}. Remedy: leave them out of the scope, or pass coverage=False if other batches use them."
             )
+
+
+def _token_table(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a transformers model's input embeddings."""
+    finder: Any = getattr(model, "get_input_embeddings", None)
+    try:
+        found = finder() if callable(finder) else None
+    except (NotImplementedError, AttributeError):
+        return []
+    return list(found.parameters()) if isinstance(found, nn.Module) else []

@@ -12,6 +12,7 @@ from tests import models
 from torch import Tensor
 
 import zotune
+from zotune import lane_rules
 from zotune.data.asked import ask_chat, ask_template
 from zotune.data.template import Template
 from zotune.errors import ConfigError, DataError, FunctionError, NonFiniteLoss, UserError
@@ -209,7 +210,7 @@ def test_both_sides_meet_the_same(make: Any, make_model: Any, temperature: float
 
 
 def test_a_step(make: Any, make_model: Any) -> None:
-    """One at a time, with the reason; losses are those of a model whose weights were really moved."""
+    """Both sides in one generation; losses are those of a model whose weights were really moved."""
     import copy
 
     objective, model = make(reward(checksum)), make_model("llama", torch.float64)
@@ -217,7 +218,7 @@ def test_a_step(make: Any, make_model: Any) -> None:
     opt = zotune.MeZO(model, lr=1e-2, eps=0.3, scope="norms")
     batch = objective.collate(objective.encode(ROWS))
     opt.estimate(objective, batch)
-    assert opt.evaluator.mode == "sequential" and "generated token by token" in opt.evaluator.reason
+    assert opt.evaluator.mode == "lanes"
     plus, minus = opt.probes[0].losses
     assert plus != minus
     for side, loss in ((0.3, plus), (-0.3, minus)):
@@ -228,8 +229,66 @@ def test_a_step(make: Any, make_model: Any) -> None:
                 z = opt.direction.block(target, opt.probes[0].key, 0, target.data.numel())
                 named[target.name] += side * z.view(target.data.shape)
         assert float(objective(moved, batch).mean()) == pytest.approx(loss, rel=1e-12)
-    with pytest.raises(UserError, match="lanes=on, but completions are generated token by token"):
-        zotune.MeZO(model, lr=1e-2, eps=0.3, scope="norms", lanes="on").estimate(objective, batch)
+
+
+def test_the_score_of_a_set_is_one_number(make: Any, make_model: Any) -> None:
+    """So its points come one at a time, with the reason."""
+    model = make_model("llama")
+    whole = make(SetMetric(given(lambda predictions, references: 0.5), 10))
+    batch = whole.collate(whole.encode(ROWS))
+    opt = zotune.MeZO(model, lr=1e-2, eps=0.3, scope="norms")
+    opt.estimate(whole, batch)
+    assert opt.evaluator.mode == "sequential" and "a whole set of completions" in opt.evaluator.reason
+    with pytest.raises(UserError, match="lanes=on, but one score is that of a whole set"):
+        zotune.MeZO(model, lr=1e-2, eps=0.3, scope="norms", lanes="on").estimate(whole, batch)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "t5"])
+@pytest.mark.parametrize("method", ["mezo", "lozo"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_both_sides_say_together_what_they_say_alone(
+    make: Any, make_model: Any, name: str, method: str, temperature: float
+) -> None:
+    """All weights in scope, tables of tokens too, at a radius where both sides say other things; float64.
+
+    The function is called once for each side, with the side's own completions in the order of the rows.
+    """
+    told: dict[str, list[list[str]]] = {}
+    for lanes in ("on", "off"):
+        said = told.setdefault(lanes, [])
+
+        def note(completions: list[str], said: list[list[str]] = said) -> list[float]:
+            said.append(list(completions))
+            return checksum(completions)
+
+        objective = make(reward(note), name, decoding=Decoding(max_new_tokens=5, temperature=temperature, seed=3))
+        model = make_model(name, torch.float64)
+        opt = zotune.METHODS[method].build(model, lr=1e-3, eps=0.2, lanes=lanes)
+        for step in range(2):
+            opt.step(objective, objective.collate(objective.encode(ROWS)) | {"step": step})
+        assert opt.evaluator.mode == ("lanes" if lanes == "on" else "sequential")
+        assert opt.evaluator.forwards == 4
+    assert told["on"] == told["off"] and [len(each) for each in told["on"]] == [5] * 4
+    assert told["on"][0] != told["on"][1]
+
+
+def test_a_wrong_lane_is_found_though_all_scores_are_equal(
+    make: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward that is always 0 proves nothing: the log-probabilities of what both sides are made to say do."""
+    right = lane_rules.RULES[torch.nn.functional.linear]
+
+    def swapped(lanes: Any, *rest: Any) -> Any:
+        result = right(lanes, *rest)
+        return result if lanes.count == 1 else torch.cat([*reversed(result.chunk(lanes.count))])
+
+    objective, model = make(reward(lambda completions: [0.0] * len(completions))), make_model("llama")
+    batch = objective.collate(objective.encode(ROWS))
+    for rule, mode in ((right, "lanes"), (swapped, "sequential")):
+        monkeypatch.setitem(lane_rules.RULES, torch.nn.functional.linear, rule)
+        opt = zotune.MeZO(model, lr=1e-2, eps=0.1)
+        opt.estimate(objective, batch)
+        assert opt.evaluator.mode == mode, opt.evaluator.reason
 
 
 def test_after_an_objective_that_rides_in_lanes(make: Any, make_model: Any, tokenizers: Any) -> None:

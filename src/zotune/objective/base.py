@@ -87,6 +87,13 @@ class Objective(ABC):
         """
         self(model, batch)
 
+    def witness(self, model: nn.Module, batch: Batch, first: int) -> Tensor:
+        """Numbers (B,) by which a lane at wrong weights shows itself: the losses, or what is finer than they are.
+
+        A batch that is stacked holds the copies `first`, `first + 1` and so on of its examples, one for each point.
+        """
+        return self(model, batch)
+
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | Sequence[Any] | None]:
         """Losses (B,) and which predictions are right, (B,) bool; for other metrics than accuracy scores, floats.
 

@@ -20,8 +20,9 @@ from zotune.errors import ConfigError
 from zotune.objective.model_kind import whole_product
 from zotune.objective.tokens import Ids, TextCoder
 
-# Separates this use of a run's seed from those of data/batching.py.
-_DECODING = 3
+# Separate these uses of numbers from those of data/batching.py.
+_DECODING, _FORCING = 3, 4
+_FORCED = 2  # tokens of a proof: one that is said after the prompt, and one after a token that was said
 
 
 @final
@@ -58,20 +59,48 @@ def complete(
     prompts (B, T) int64, padded on the left for decoders; seen (B, T), 0 at padding. draw: for each prompt the numbers
     that, with the seed, decide its noise. Raises ConfigError for a model that cannot generate.
     """
+    ends = end_tokens(model, coder)
+    start = _start(model, prompts)
+    logits = _Logits(decoding, draw, start, prompts.device)
+    stops = [_Stops(coder, decoding.stop, start)] if decoding.stop else []
+    out = _generated(model, coder, prompts, seen, decoding.max_new_tokens, ends, logits, stops)
+    rows = zip(out[:, start:].tolist(), logits.finite.tolist(), strict=True)
+    return [_cut(coder, ids, ends, decoding.stop, finite) for ids, finite in rows]
+
+
+def forced(
+    model: nn.Module, coder: TextCoder, prompts: Tensor, seen: Tensor, numbers: Sequence[Sequence[int]], most: int
+) -> Tensor:
+    """Log-probability (B,) of two tokens (`most` of them at most) that each row is made to say, chosen by its numbers.
+
+    A generation like any other but for the choice of the words, so that it can be compared to rounding.
+    """
+    words = _Forced(numbers, _start(model, prompts))
+    _generated(model, coder, prompts, seen, min(most, _FORCED), [], words, [])
+    return words.said
+
+
+def _generated(
+    model: nn.Module,
+    coder: TextCoder,
+    prompts: Tensor,
+    seen: Tensor,
+    most: int,
+    ends: Sequence[int],
+    logits: Any,
+    stops: Any,
+) -> Tensor:
+    """Prompts and what follows, (B, T + most) at most. Raises ConfigError for a model that cannot generate."""
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     if not hasattr(model, "generate"):
         raise ConfigError(f"{type(model).__name__} cannot generate. Remedy: use a language model of transformers.")
-    ends = end_tokens(model, coder)
     config: Any = GenerationConfig
     # What a model's own generation config sets is named here, so that nothing of it slips in.
     settings = config(
-        max_new_tokens=decoding.max_new_tokens, do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50,
-        repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=ends or None, pad_token_id=coder.pad,
+        max_new_tokens=most, do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50,
+        repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=list(ends) or None, pad_token_id=coder.pad,
     )  # fmt: skip
-    start = prompts.shape[1] if not _encodes(model) else 1
-    logits = _Logits(decoding, draw, start, prompts.device)
-    stops: list[Any] = [_Stops(coder, decoding.stop, start)] if decoding.stop else []
     tuned: Any = model
     with torch.no_grad(), whole_product(model):
         out: Tensor = tuned.generate(
@@ -81,8 +110,12 @@ def complete(
             logits_processor=LogitsProcessorList([logits]),
             stopping_criteria=StoppingCriteriaList(stops),
         )
-    rows = zip(out[:, start:].tolist(), logits.finite.tolist(), strict=True)
-    return [_cut(coder, ids, ends, decoding.stop, finite) for ids, finite in rows]
+    return out
+
+
+def _start(model: nn.Module, prompts: Tensor) -> int:
+    """Where what is said begins."""
+    return prompts.shape[1] if not _encodes(model) else 1
 
 
 def rehearse(model: nn.Module, prompts: Tensor, seen: Tensor, count: int, times: Callable[[float], None]) -> None:
@@ -137,6 +170,28 @@ class _Logits:
         position, seed = input_ids.shape[1] - self._start, self._decoding.seed
         noise = np.stack([_gumbel((seed % 2**64, *own, position), scores.shape[1]) for own in self._draw])
         return scores.double() / self._decoding.temperature + torch.from_numpy(noise).to(scores.device)
+
+
+@final
+class _Forced:
+    """Makes each row say tokens that its numbers decide, and sums their log-probabilities."""
+
+    def __init__(self, numbers: Sequence[Sequence[int]], start: int) -> None:
+        self._numbers, self._start = numbers, start
+        self.said = torch.zeros(len(numbers), dtype=torch.float64)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        position = input_ids.shape[1] - self._start
+        words = [_word((*own, position), scores.shape[1]) for own in self._numbers]
+        chosen = torch.tensor(words, device=scores.device)[:, None]
+        found = scores.double().log_softmax(1).gather(1, chosen)
+        self.said += found[:, 0].cpu()
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+
+def _word(key: Sequence[int], count: int) -> int:
+    """A token of `count`, the same for the same numbers."""
+    return int(PCG64(SeedSequence([_FORCING, *key])).random_raw() % count)
 
 
 def _gumbel(key: Sequence[int], count: int) -> Any:

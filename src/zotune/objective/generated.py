@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from zotune.data.asked import Ask
 from zotune.errors import ConfigError, DataError
 from zotune.objective.base import Batch, Example, Objective
-from zotune.objective.generate import Completion, Decoding, complete, rehearse
+from zotune.objective.generate import Completion, Decoding, complete, forced, rehearse
 from zotune.objective.model_kind import Kind
 from zotune.objective.readers import make_reader
 from zotune.objective.reward import Answers, Score
@@ -37,7 +38,6 @@ class Generated(Objective):
     """
 
     one_forward = False
-    one_at_a_time = "completions are generated token by token, and differ from point to point"
 
     def __init__(
         self, tokenizer: Any, ask: Ask, kind: Kind, max_length: int, decoding: Decoding, score: Score | SetMetric
@@ -46,6 +46,7 @@ class Generated(Objective):
             raise ConfigError("A masked model generates no text. Remedy: use a causal or encoder-decoder model.")
         self.kind, self.max_length, self.decoding, self.score = kind, max_length, decoding, score
         self.set_level = isinstance(score, SetMetric)
+        self.one_at_a_time = "one score is that of a whole set of completions" if self.set_level else ""
         self.metric = "metric" if isinstance(score, SetMetric) else score.metric
         self.says = f"{score.name}, {decoding.says()}"
         self.parts = () if isinstance(score, SetMetric) else score.parts
@@ -93,13 +94,27 @@ class Generated(Objective):
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         said, examples = self._complete(model, batch, batch.get("step", 0))
-        answers = _answers(said, examples, f"at step {batch.get('step', 0)}")
+        where = f"at step {batch.get('step', 0)}"
         if isinstance(self.score, SetMetric):
-            loss = -self.score(answers) if all(each.finite for each in said) else torch.nan
+            finite = all(each.finite for each in said)
+            loss = -self.score(_answers(said, examples, where)) if finite else torch.nan
             return torch.tensor(loss, dtype=torch.float64)
-        scores = self.score(answers)
-        self._warn(scores)
-        return _losses(said, scores)
+        losses = torch.empty(len(said), dtype=torch.float64)
+        copies = _copies(batch["place"].tolist())
+        # A function sees the completions of one point at a time, as it does where points come one by one.
+        for copy in sorted(set(copies)):
+            rows = [row for row, own in enumerate(copies) if own == copy]
+            own = [said[row] for row in rows]
+            scores = self.score(_answers(own, [examples[row] for row in rows], where))
+            self._warn(scores)
+            losses[rows] = _losses(own, scores)
+        return losses
+
+    def witness(self, model: nn.Module, batch: Batch, first: int) -> Tensor:
+        """Log-probabilities of tokens that differ between copies, as completions do: scores can be equal by chance."""
+        places = batch["place"].tolist()
+        numbers = [(place, first + copy) for place, copy in zip(places, _copies(places), strict=True)]
+        return forced(model, self._coder, batch["read"], batch["read_mask"], numbers, self.decoding.max_new_tokens)
 
     def rehearse(self, model: nn.Module, batch: Batch, times: Callable[[float], None]) -> None:
         rehearse(model, batch["read"], batch["read_mask"], self.decoding.max_new_tokens, times)
@@ -132,6 +147,16 @@ class Generated(Objective):
     def _warn(self, scores: Sequence[float | None]) -> None:
         if all(score is None for score in scores):
             _log.warning("%s applies to no example of a batch: that step has no slope.", self.score.name)
+
+
+def _copies(places: Sequence[int]) -> list[int]:
+    """For each row how often its example stands before it."""
+    seen: Counter[int] = Counter()
+    found = []
+    for place in places:
+        found.append(seen[place])
+        seen[place] += 1
+    return found
 
 
 def _answers(said: Sequence[Completion], examples: Sequence[Example], where: str) -> Answers:
