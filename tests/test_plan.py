@@ -123,6 +123,19 @@ def test_completions_are_planned_whole(config: Callable[..., TrainConfig], famil
     assert 0.95 * whole.peak <= meter.peak <= 1.25 * whole.peak
 
 
+@pytest.mark.parametrize("scope", ["norms", "lora"])
+def test_a_token_is_planned_with_one_position_of_the_head(config: Callable[..., TrainConfig], scope: str) -> None:
+    """As `generate` asks for it, also where PEFT's forward does not name the argument."""
+    settings = config(scope=scope, label_words=None, objective="f1", completion_column="text", max_new_tokens=3)
+    session, positions = Session(settings, model=meta_model(settings)), list[int]()
+    batch = to_device(session.objective.collate(session.examples[:4]), torch.device("meta"))
+    head: Any = session.model.get_output_embeddings()  # type: ignore[operator]
+    head.register_forward_pre_hook(lambda _, given: positions.append(given[0].shape[1]))
+    with torch.inference_mode(), Meter():
+        session.objective.rehearse(session.model, batch, lambda count: None)
+    assert positions == [1, 1, 1]
+
+
 def total(found: list[Any]) -> float:
     """Of the first number of each, as many times as it stands for."""
     return sum(each[0] * each[-1] for each in found)

@@ -6,7 +6,6 @@ is a function of (seed, step, example, position), so that both sides of a probe 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -17,7 +16,7 @@ from numpy.random import PCG64, SeedSequence
 from torch import Tensor, nn
 
 from zotune.errors import ConfigError
-from zotune.objective.model_kind import whole_product
+from zotune.objective.model_kind import accepts, whole_product
 from zotune.objective.tokens import Ids, TextCoder
 
 # Separate these uses of numbers from those of data/batching.py.
@@ -126,7 +125,7 @@ def rehearse(model: nn.Module, prompts: Tensor, seen: Tensor, count: int, times:
     """
     tuned: Any = model
     given: dict[str, Any] = {"use_cache": True}
-    if "logits_to_keep" in inspect.signature(tuned.forward).parameters:
+    if accepts(model, "logits_to_keep"):
         given["logits_to_keep"] = 1
     word, ids = prompts[:, :1], prompts
     rest: list[Tensor] = []
