@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 from tests.tiny import save_rows, save_tiny
 
 from zotune.config import TrainConfig
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so the processes that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything imports transformers: no test may wait for, or depend on, the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
