@@ -181,10 +181,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
+def recorded(run: Path) -> int:
+    """Steps in a run's journal, which another process may be writing."""
+    from zotune.journal import StepRecord, read
+
+    journal = run / "journal.zoj"
+    return sum(isinstance(r, StepRecord) for r in read(journal)[1]) if journal.exists() else 0
+
+
 def rejoin(before: int, after: int) -> dict[str, Any]:
     """The demo's model and rows, all weights: process 1 is killed once `before` steps are recorded."""
     from zotune.demo.assets import demo_data, demo_model
-    from zotune.journal import StepRecord, read
 
     with tempfile.TemporaryDirectory() as folder:
         rows, run = Path(folder) / "train.jsonl", Path(folder) / "run"
@@ -198,12 +205,8 @@ def rejoin(before: int, after: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += ["--max-restarts", "1", "-m", "zotune", "train", *flags]
 
-        def recorded() -> int:
-            journal = run / "journal.zoj"
-            return sum(isinstance(r, StepRecord) for r in read(journal)[1]) if journal.exists() else 0
-
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment()) as process:
-            while recorded() < before:
+            while recorded(run) < before:
                 time.sleep(0.005)
             first = json.loads((run / "lock").read_text())["pid"]
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -211,8 +214,8 @@ def rejoin(before: int, after: int) -> dict[str, Any]:
                 int(p) for p in children if int(p) != first and b"zotune" in Path(f"/proc/{p}/cmdline").read_bytes()
             )
             os.kill(other, signal.SIGKILL)
-            begun, steps_then = time.perf_counter(), recorded()
-            while recorded() <= steps_then + 1:  # one that was under way may still have arrived
+            begun, steps_then = time.perf_counter(), recorded(run)
+            while recorded(run) <= steps_then + 1:  # one that was under way may still have arrived
                 if process.poll() is not None:
                     raise SystemExit(
                         f"the run ended: {process.stderr.read().decode()[-2000:] if process.stderr else ''}"
@@ -229,8 +232,6 @@ def pool_rejoin(before: int, steps: int) -> dict[str, Any] | None:
 
     None where Ray is not installed.
     """
-    from zotune.journal import StepRecord, read
-
     if find_spec("ray") is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -240,10 +241,6 @@ def pool_rejoin(before: int, steps: int) -> dict[str, Any] | None:
         config = dataclasses.replace(config, eval=None, output_dir=run)
         (Path(folder) / "run.yaml").write_text(config.to_yaml(), encoding="utf-8")
         command = [sys.executable, "-m", "zotune", "pool", "--config", str(Path(folder) / "run.yaml"), "--workers", "2"]
-
-        def recorded() -> int:
-            journal = run / "journal.zoj"
-            return sum(isinstance(r, StepRecord) for r in read(journal)[1]) if journal.exists() else 0
 
         found: dict[str, Any] = {}
         with subprocess.Popen(
@@ -258,10 +255,9 @@ def pool_rejoin(before: int, steps: int) -> dict[str, Any] | None:
                     found["pid"] = int(joined[2])
                 elif joined:
                     found["seconds"] = time.perf_counter() - found["killed"]
-                    found["steps_meanwhile"] = recorded() - found["replayed_steps"]
-                    found["late"] = line.strip()
-                if "killed" not in found and "pid" in found and recorded() >= before:
-                    found["replayed_steps"] = recorded()
+                    found["steps_meanwhile"] = recorded(run) - found["replayed_steps"]
+                if "killed" not in found and "pid" in found and recorded(run) >= before:
+                    found["replayed_steps"] = recorded(run)
                     os.kill(found["pid"], signal.SIGKILL)
                     found["killed"] = time.perf_counter()
             if process.wait() or "seconds" not in found:

@@ -45,7 +45,7 @@ class Evaluator(Scorer):
         self._must = lanes == "on"
         self.coverage = coverage
         self._proven: list[str] = []  # how the proven forward read its activations
-        self._proven_with: Objective | None = None
+        self._proven_with: Objective | None = None  # the objective whose lanes were proven
         self._judged = False  # whether the objective is known to give one loss for each example
         self.forwards = 0
 
@@ -87,7 +87,7 @@ class Evaluator(Scorer):
         # Every parameter in scope rides in lanes, moved or not: so what is proven does not depend on which are moved.
         at = self.perturber.at(*spread, rows=one, every=True, direction=self._drawn(proof), copies=len(points))
         with no_gradient(self.perturber.model), at as lanes, within(len(points)):
-            losses = _asked(objective, proof, self.perturber.model, repeat(batch, len(points)), 0)
+            losses = _asked(objective, self.perturber.model, repeat(batch, len(points)), 0 if proof else None)
         self._count(lanes, len(points))
         if losses.numel() != len(points) * rows:
             raise LaneUnsupported(f"the objective returned {tuple(losses.shape)} losses, not one for each example")
@@ -109,18 +109,19 @@ class Evaluator(Scorer):
     ) -> Tensor:
         found, direction = [], self._drawn(proof)
         for number, point in enumerate(points):
+            copy = number if proof else None
             if point.each:
-                found.append(self._row_by_row(objective, batch, point, direction, number if proof else None))
+                found.append(self._row_by_row(objective, batch, point, direction, copy))
                 continue
             at = self.perturber.at(point, rows=batch_rows(batch) or 1, direction=direction)
             with no_gradient(self.perturber.model), at as lanes, within(1):
-                losses = _asked(objective, proof, self.perturber.model, batch, number)
+                losses = _asked(objective, self.perturber.model, batch, copy)
             self._count(lanes, 1)
             found.append(losses.detach().reshape(1, -1))
         return torch.cat(found)
 
     def _row_by_row(
-        self, objective: Objective, batch: Any, point: Point, direction: Direction, proof: int | None = None
+        self, objective: Objective, batch: Any, point: Point, direction: Direction, copy: int | None
     ) -> Tensor:
         """Every example alone, along its own direction. What a batch shares among its examples is not reused here."""
         rows = batch_rows(batch)
@@ -133,7 +134,7 @@ class Evaluator(Scorer):
         for row, own in enumerate(spread_out(point, rows)):
             part = {key: v[row : row + 1] if isinstance(v, Tensor) else v for key, v in batch.items()}
             with no_gradient(self.perturber.model), self.perturber.at(own, direction=direction) as lanes:
-                loss = _asked(objective, proof is not None, self.perturber.model, part, proof or 0)
+                loss = _asked(objective, self.perturber.model, part, copy)
             if self.coverage:
                 self.perturber.check_coverage(lanes)
             if loss.numel() != 1:
@@ -219,10 +220,10 @@ class Evaluator(Scorer):
         return min(sizes, key=lambda dtype: -torch.finfo(dtype).eps)
 
 
-def _asked(objective: Objective, proof: bool, model: nn.Module, batch: Any, first: int) -> Tensor:
-    """The losses of a batch or, for a proof, what tells more of the model than they do, where there is such."""
-    witness = getattr(objective, "witness", None) if proof else None
-    found: Tensor = objective(model, batch) if witness is None else witness(model, batch, first)
+def _asked(objective: Objective, model: nn.Module, batch: Any, copy: int | None) -> Tensor:
+    """The losses of a batch or, of its copy in a proof, what tells more of the model than they do, if there is such."""
+    witness = None if copy is None else getattr(objective, "witness", None)
+    found: Tensor = objective(model, batch) if witness is None else witness(model, batch, copy)
     return found
 
 

@@ -187,6 +187,6 @@ def _token_table(model: nn.Module) -> list[nn.Parameter]:
     finder: Any = getattr(model, "get_input_embeddings", None)
     try:
         found = finder() if callable(finder) else None
-    except (NotImplementedError, AttributeError):
+    except (NotImplementedError, AttributeError):  # how transformers and PEFT say that there is none
         return []
     return list(found.parameters()) if isinstance(found, nn.Module) else []
