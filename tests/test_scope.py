@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.models import FAMILIES, tiny
+from tests.models import FAMILIES, VOCAB, tiny
 from torch import nn
 
 from zotune.errors import ConfigError
-from zotune.scope import blocks, decays, is_norm, select
+from zotune.scope import blocks, decays, input_embeddings, is_norm, select
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -169,3 +169,19 @@ def test_one_block(family: str) -> None:
         select(model, "block:2")
     with pytest.raises(ConfigError, match="found by a forward.*Remedy: scope block:N"):
         select(model, "dominant")
+
+
+@families
+def test_input_embeddings(family: str) -> None:
+    """The table of tokens, as large as the vocabulary; none in a plain module, nor where transformers finds none."""
+    found = input_embeddings(tiny(family))
+    assert isinstance(found, nn.Embedding) and found.num_embeddings == VOCAB
+    assert input_embeddings(nn.Linear(2, 2)) is None
+    assert input_embeddings(Unknown()) is None
+
+
+class Unknown(nn.Module):
+    """As a model of transformers that does not know its table."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        raise NotImplementedError

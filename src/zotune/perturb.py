@@ -22,6 +22,7 @@ from zotune.lane_rules import RULES
 from zotune.lazy import Lanes, Perturbed
 from zotune.noise import Key
 from zotune.quantised.bank import Bank
+from zotune.scope import input_embeddings
 
 
 @final
@@ -49,8 +50,8 @@ class Perturber:
             for key, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) in by_id:
                     self._sites[by_id[id(parameter)]].append((module, key))
-        tables = _token_table(model)
-        self._tokens = frozenset(by_id[id(p)] for p in tables if id(p) in by_id)
+        table = input_embeddings(model)
+        self._tokens = frozenset(by_id[id(p)] for p in table.parameters() if id(p) in by_id) if table else frozenset()
         self.pending: dict[str, Factors] = {}  # updates that are not yet folded into the weights
         missing = [name for name, sites in self._sites.items() if not sites]
         if missing:
@@ -180,13 +181,3 @@ class Perturber:
                 f"{len(missing)} of {len(self._sites)} parameters in scope were not used by the forward pass: "
                 f"{listed}. Remedy: leave them out of the scope, or pass coverage=False if other batches use them."
             )
-
-
-def _token_table(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a transformers model's input embeddings."""
-    finder: Any = getattr(model, "get_input_embeddings", None)
-    try:
-        found = finder() if callable(finder) else None
-    except (NotImplementedError, AttributeError):  # how transformers and PEFT say that there is none
-        return []
-    return list(found.parameters()) if isinstance(found, nn.Module) else []

@@ -10,6 +10,7 @@ too, which takes a forward to find (`zotune.dominant`).
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -168,3 +169,13 @@ def _in_embeddings(model: nn.Module, name: str, blocks_name: str) -> bool:
 
 def _owner(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name.rpartition(".")[0])
+
+
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The table of tokens of a transformers model; None where there is none."""
+    finder: Any = getattr(model, "get_input_embeddings", None)
+    try:
+        found = finder() if callable(finder) else None
+    except (NotImplementedError, AttributeError):  # how transformers and PEFT say that there is none
+        return None
+    return found if isinstance(found, nn.Module) else None

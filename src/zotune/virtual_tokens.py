@@ -22,6 +22,7 @@ from zotune.durable import write_file
 from zotune.errors import ConfigError, RunError, UserError
 from zotune.machine import is_shortage
 from zotune.objective.model_kind import model_kind
+from zotune.scope import input_embeddings
 
 _TASKS = {"causal": "CAUSAL_LM", "masked": "FEATURE_EXTRACTION", "seq2seq": "SEQ_2_SEQ_LM"}
 _VALUES = "embedding"
@@ -176,7 +177,7 @@ def _table(adapted: Any) -> Tensor:
 
 
 def _embeddings(model: Any, scope: str) -> nn.Embedding:
-    found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    found = input_embeddings(model)
     if not isinstance(found, nn.Embedding):
         raise ConfigError(f"scope {scope} needs a model with a table of input embeddings. Remedy: --scope lora.")
     return found
