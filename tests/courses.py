@@ -55,6 +55,13 @@ COURSES: dict[str, dict[str, Any]] = {
     "tied": {"family": "gpt2", "scope": "last:1"},
     "masked": {"family": "bert", "scope": "biases&last:2"},
     "seq2seq": {"family": "t5", "scope": "last:1"},
+    "said": {
+        "label_words": None,
+        "objective": "f1",
+        "completion_column": "text",
+        "max_new_tokens": 3,
+        "scope": "last:1",
+    },
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,25 @@ def test_what_is_not_kept_runs_each_time(config: Config, monkeypatch: pytest.Mon
     monkeypatch.setattr(Forecast, "captured", lambda self, batch: 10**15)
     again = forecast(settings)
     assert again.seconds() == pytest.approx((step, 2 * below, evaluation + first, 0.0), rel=1e-5, abs=1e-8)
-    assert again.memory(CPU)["reused"] == 512 << 20
+    # What the budget keeps, and that of the batch at hand, which is not kept.
+    assert again.memory(CPU)["reused"] == (512 << 20) + 10**15
+
+
+@pytest.mark.parametrize("options", [{}, {"lanes": "off"}])
+def test_prompts_below_the_scope_are_foreseen(config: Config, options: dict[str, Any]) -> None:
+    """Of a run that generates: what is kept of a batch is what the run keeps, and a step is shorter than without."""
+    said = {"label_words": None, "objective": "f1", "completion_column": "text", "max_new_tokens": 3, **options}
+    settings = config(scope="last:1", eval=None, **said)
+    planned, session = forecast(settings), Session(settings).begin()
+    batch = session.batch(session.parts(0)[0])
+    with session.reuse.within(session.objective, batch, (0, 0))(1):
+        pass
+    before = session.reuse.kept_bytes
+    assert planned.reuse.depth == session.reuse.depth == 2 and planned.lanes == (not options)
+    assert planned.captured(planned.batch(0)) == session.reuse.capture(session.objective, batch).bytes <= before
+    without = forecast(config(scope="last:1", eval=None, reuse_mb=0, **said))
+    assert planned.step(0).seconds < without.step(0).seconds
+    assert without.memory(CPU)["reused"] == 0 < planned.memory(CPU)["reused"]
 
 
 def test_the_largest_evaluation_is_foreseen(config: Config) -> None:

@@ -240,3 +240,92 @@ def test_an_error_above_leaves_the_blocks_in_place() -> None:
     with pytest.raises(ZeroDivisionError), reuse.within(mean, batch, 0)(2):
         raise ZeroDivisionError
     assert list(model.layers) == listed
+
+
+class Said:
+    """Minus the logits of the words that a model says greedily after prompts padded on the left, summed: (B,)."""
+
+    one_forward, goes_on = False, True
+
+    def __call__(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        more = {"output_logits": True, "return_dict_in_generate": True}
+        with torch.no_grad():
+            said = model.generate(**batch, **settings, **more)
+        return -torch.stack([scores.max(1).values for scores in said.logits]).sum(0)
+
+
+def prompts(seed: int, rows: int = 3) -> dict[str, Tensor]:
+    """Prompts of ten tokens, longer than the window of families that have one; the first is shorter than the others."""
+    ids = torch.randint(3, models.VOCAB, (rows, 10), generator=torch.Generator().manual_seed(seed))
+    seen = torch.ones_like(ids)
+    seen[0, :3] = 0
+    return {"input_ids": ids, "attention_mask": seen}
+
+
+@pytest.mark.parametrize("lanes", ["on", "off"])
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen3", "gemma3", "opt", "gpt2", "mistral", "phi", "gpt_neox", "qwen3_moe"]
+)
+def test_a_generation_reads_the_prompts_once_below_the_scope(family: str, lanes: Any) -> None:
+    """Losses are the same, in float64: the words that follow run through all blocks."""
+    found = []
+    for reusing in (True, False):
+        model = tiny(family, torch.float64)
+        optimizer = train("mezo", model, lr=1e-3, eps=0.1, scope="last:1", lanes="auto" if lanes == "on" else "off")
+        batches, said = [prompts(seed, rows) for seed, rows in ((1, 3), (2, 4))], Said()
+        reuse = prepared(optimizer, said, batches[0])
+        assert (reuse.depth, reuse.reason) == (1, "")
+        layers = next(each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == 2)
+        read: list[int] = []
+        layers[0].register_forward_hook(lambda module, args, output, read=read: read.append(args[0].shape[1]))
+        losses = []
+        for step in range(4):
+            batch = batches[step % 2]
+            options = {"within": reuse.within(said, batch, step % 2)} if reusing else {}
+            losses.append(optimizer.estimate(said, batch, **options))
+            optimizer.step()
+        found.append((losses, optimizer.evaluator.mode, read.count(10), reuse.kept_bytes > 0))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12) and found[0][1] == found[1][1]
+    assert len(set(found[0][0])) == 4
+    assert found[0][2] < found[1][2] and found[0][3] and not found[1][3]
+
+
+def test_only_the_lower_blocks_keys_are_kept_of_a_generation() -> None:
+    """The bytes of a batch: the lower block's output, its keys and its values; beyond the budget nothing is kept."""
+    model, said = tiny("llama"), Said()
+    optimizer = train("mezo", model, scope="last:1", lanes="off")
+    reuse = prepared(optimizer, said, prompts(1))
+    optimizer.estimate(said, prompts(1), within=reuse.within(said, prompts(1), 0))
+    # 3 rows, 10 tokens: 16 hidden units, and one head of 8 for keys and for values.
+    assert reuse.kept_bytes == 3 * 10 * (16 + 2 * 8) * 4
+    small = prepared(optimizer, said, prompts(1), budget=1000)
+    optimizer.step()
+    optimizer.estimate(said, prompts(1), within=small.within(said, prompts(1), 0))
+    assert small.depth == 1 and small.kept_bytes == 0
+
+
+def test_a_generation_without_such_a_cache_reuses_nothing() -> None:
+    """An encoder-decoder has two caches in one: depth 0, with the reason, and the losses are found all the same."""
+    said = Said()
+    optimizer = train("mezo", tiny("t5"), scope="last:1")
+    reuse = prepared(optimizer, said, prompts(1))
+    assert reuse.depth == 0 and "no cache that its blocks could be handed" in reuse.reason
+    optimizer.estimate(said, prompts(1), within=reuse.within(said, prompts(1), 0))
+
+
+def test_a_cache_whose_kept_layers_are_written_into_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that changes its tensors in place would spoil the capture for the second probe: the proof refuses."""
+    from transformers.cache_utils import DynamicLayer
+
+    update = DynamicLayer.update
+
+    def spoiling(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.is_initialized and self.keys.numel():
+            self.keys.mul_(1.5)
+        return update(self, *args, **kwargs)
+
+    monkeypatch.setattr(DynamicLayer, "update", spoiling)
+    optimizer = train("mezo", tiny("llama"), scope="last:1")
+    reuse = prepared(optimizer, Said(), prompts(1))
+    assert reuse.depth == 0 and "changed a loss" in reuse.reason

@@ -15,6 +15,7 @@ import zotune
 from zotune.config import PLACES, TrainConfig
 from zotune.data.batching import units_of_step
 from zotune.errors import ConfigError, DataError, RunError
+from zotune.objective.from_config import given_functions
 from zotune.resolve import config_of
 from zotune.run import RunPaths
 from zotune.session import Session, check_same
@@ -47,6 +48,27 @@ def test_blocks_below_the_scope_are_reused(config: Config, options: dict[str, An
     with_reuse = losses(session.objective, batch, points, session.reuse.within(session.objective, batch, 0))
     # bfloat16 aside, the loss of a batch is the same whether its lower blocks ran or not.
     assert torch.equal(with_reuse, losses(session.objective, batch, points))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "lanes": "off"}, {"scope": "lora&last:1"}])
+def test_prompts_are_read_once_below_the_scope(config: Config, options: dict[str, Any]) -> None:
+    """Of a run that trains on what the model says: the same losses, and evaluations keep nothing for themselves."""
+
+    def checksum(completions: list[str]) -> list[float]:
+        return [sum(map(ord, each)) % 97 for each in completions]
+
+    functions = given_functions(checksum)
+    said = {"label_words": None, "template": None, "max_new_tokens": 4, "reward": [functions.reward[0].name]}
+    session = Session(config(**{"scope": "last:1", **said, **options}), functions=functions).begin()
+    assert session.reuse.depth == 2
+    batch = session.batch(session.units[0])
+    points = session.optimizer.estimator.points(4, 0)
+    losses = session.optimizer.evaluator.losses
+    with_reuse = losses(session.objective, batch, points, session.reuse.within(session.objective, batch, 0))
+    assert torch.equal(with_reuse, losses(session.objective, batch, points)) and len(set(with_reuse[0].tolist())) > 1
+    kept = session.reuse.kept_bytes
+    session.evaluate()
+    assert session.reuse.kept_bytes == kept > 0
 
 
 @pytest.mark.parametrize("scope", ["last:1", "full"])

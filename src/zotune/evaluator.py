@@ -87,7 +87,7 @@ class Evaluator(Scorer):
         # Every parameter in scope rides in lanes, moved or not: so what is proven does not depend on which are moved.
         at = self.perturber.at(*spread, rows=one, every=True, direction=self._drawn(proof), copies=len(points))
         with no_gradient(self.perturber.model), at as lanes, within(len(points)):
-            losses = _asked(objective, self.perturber.model, repeat(batch, len(points)), 0 if proof else None)
+            losses = asked(objective, self.perturber.model, repeat(batch, len(points)), 0 if proof else None)
         self._count(lanes, len(points))
         if losses.numel() != len(points) * rows:
             raise LaneUnsupported(f"the objective returned {tuple(losses.shape)} losses, not one for each example")
@@ -115,7 +115,7 @@ class Evaluator(Scorer):
                 continue
             at = self.perturber.at(point, rows=batch_rows(batch) or 1, direction=direction)
             with no_gradient(self.perturber.model), at as lanes, within(1):
-                losses = _asked(objective, self.perturber.model, batch, copy)
+                losses = asked(objective, self.perturber.model, batch, copy)
             self._count(lanes, 1)
             found.append(losses.detach().reshape(1, -1))
         return torch.cat(found)
@@ -134,7 +134,7 @@ class Evaluator(Scorer):
         for row, own in enumerate(spread_out(point, rows)):
             part = {key: v[row : row + 1] if isinstance(v, Tensor) else v for key, v in batch.items()}
             with no_gradient(self.perturber.model), self.perturber.at(own, direction=direction) as lanes:
-                loss = _asked(objective, self.perturber.model, part, copy)
+                loss = asked(objective, self.perturber.model, part, copy)
             if self.coverage:
                 self.perturber.check_coverage(lanes)
             if loss.numel() != 1:
@@ -220,7 +220,7 @@ class Evaluator(Scorer):
         return min(sizes, key=lambda dtype: -torch.finfo(dtype).eps)
 
 
-def _asked(objective: Objective, model: nn.Module, batch: Any, copy: int | None) -> Tensor:
+def asked(objective: Objective, model: nn.Module, batch: Any, copy: int | None) -> Tensor:
     """The losses of a batch or, of its copy in a proof, what tells more of the model than they do, if there is such."""
     witness = None if copy is None else getattr(objective, "witness", None)
     found: Tensor = objective(model, batch) if witness is None else witness(model, batch, copy)

@@ -84,8 +84,9 @@ class Forecast:
         self.points = optimizer.estimator.points(session.config.seed, 0)
         # What one forward holds: a unit, or a part of it.
         self.parts = [part for unit in range(len(session.units)) for part in session.parts(unit)]
-        self.reuse = Reuse(optimizer.perturber, session.config.reuse_mb << 20)
-        if session.objective.one_forward:
+        self.reuse = Reuse(optimizer.perturber, session.config.reuse_mb << 20, dry=True)
+        self.evals_reuse = session.measure.one_forward  # as in `Session.evaluate`
+        if session.objective.one_forward or session.objective.goes_on:
             with Meter():
                 self.reuse.locate(session.objective, self.batch(0), self.points[0])
         self.lanes = self._lanes()
@@ -105,7 +106,8 @@ class Forecast:
         evals = self._eval_batches()
         if evals:  # the largest one
             batch = to_device(self.session.objective.collate(evals[0]), _META)
-            running = max(running, self.capture(batch).peak, self.evaluation(0, batch).peak)
+            captured = self.capture(batch).peak if self.evals_reuse else 0
+            running = max(running, captured, self.evaluation(0, batch).peak)
         kept = self._kept()[0]
         scope = sum(target.data.numel() for target in self.optimizer.perturber.targets())
         working = 0 if self.machine is None else self.machine.working
@@ -144,7 +146,7 @@ class Forecast:
         for index in _spread(range(len(batches))):
             batch = to_device(self.session.objective.collate(batches[index]), _META)
             seen[widths[index]] = self.evaluation(index, batch).seconds
-            captured[widths[index]] = self.capture(batch).seconds
+            captured[widths[index]] = self.capture(batch).seconds if self.evals_reuse else 0.0
         first = _sum_over(widths, captured)
         return step, below, _sum_over(widths, seen) + first * (1.0 - held_out), first * held_out
 
@@ -183,6 +185,8 @@ class Forecast:
 
     def evaluation(self, index: int, batch: Batch) -> Cost:
         """The forward of a batch of held-out rows; blocks below the scope were run before."""
+        if not self.evals_reuse:
+            return self.forward(batch, nullcontext)
         within = self.reuse.within(self.session.objective, batch, ("eval", index))
         with Meter(), within(1):
             pass
@@ -201,7 +205,7 @@ class Forecast:
         if not self.reuse.depth:
             return 0
         with Meter():
-            return self.reuse.bytes_of(self.session.objective, batch)
+            return self.reuse.capture(self.session.objective, batch).bytes
 
     def _updates(self) -> int:
         """Evaluations that a step's update draws again: of a point where each example has its own, one for each."""
@@ -213,17 +217,23 @@ class Forecast:
         return self.session.config.steps * self.session.units_per_step / len(self.session.units)
 
     def _kept(self) -> tuple[int, float, float]:
-        """Bytes of activations that are kept between steps, and the share of the batches that they are of: of those of
+        """Bytes of activations that are kept, and the share of the batches that are kept between steps: of those of
         training, and of held-out rows, which come first.
         """
         longest = max(range(len(self.parts)), key=self._width)
-        # The output of a block is as large as its batch.
-        per_token = self.captured(self.batch(longest)) / self._width(longest)
-        held_out = per_token * sum(map(self._tokens, self._eval_batches()))
+        # The output of a block is as large as its batch, and so are keys and values.
+        of_longest = self.captured(self.batch(longest))
+        per_token = of_longest / self._width(longest)
+        held_out = per_token * sum(map(self._tokens, self._eval_batches())) * self.evals_reuse
         training = per_token * sum(map(self._tokens, self._training())) * min(self._epochs(), 1.0)
         first = min(held_out, self.session.config.reuse_mb << 20)
         rest = min(training, (self.session.config.reuse_mb << 20) - first)
-        return round(first + rest), rest / training if training else 1.0, first / held_out if held_out else 1.0
+        passing = of_longest if rest < training else 0  # held for one step
+        return (
+            round(first + rest) + passing,
+            rest / training if training else 1.0,
+            first / held_out if held_out else 1.0,
+        )
 
     def _lanes(self) -> bool:
         """Whether both sides ride in one forward, as far as shapes can tell."""

@@ -50,6 +50,7 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
     count = sum(target.data.numel() for target in optimizer.perturber.targets())
     total = sum(parameter.numel() for parameter in session.model.parameters())
     lanes = optimizer.evaluator
+    batch = "batch of prompts" if session.objective.goes_on else "batch"
     terms = foreseen(session)
     together = "one batch for both sides" if lanes.mode == "lanes" else f"one at a time ({lanes.reason})"
     watch.header(
@@ -61,7 +62,7 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
             "rows": session.data,
             **({"objective": session.objective.says} if session.objective.says else {}),
             "step": f"{session.forwards_per_step} forwards, {together}",
-            "reused": f"{reuse.depth} blocks below the scope run once per batch"
+            "reused": f"{reuse.depth} blocks below the scope run once per {batch}"
             if reuse.depth
             else f"nothing: {reuse.reason}",
             **_shared_out(session),

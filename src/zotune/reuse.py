@@ -4,12 +4,17 @@ Which layers those are is found by evidence, not by names: in one evaluation, ev
 parameter in scope was touched. For such a batch the blocks' last output is captured once; during the probes the lower
 blocks are replaced, inside their list, by stand-ins that return it. The capture depends on the batch alone, so it gives
 the same bits whether it was kept from an earlier epoch or made anew, and a resumed run follows the same path.
+
+Where a completion is generated that holds for the prompts, which the first forward reads: the stand-ins also give the
+cache the keys and values of the lower blocks. The words that follow differ between probes and run through all blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -18,7 +23,7 @@ from torch import Tensor, nn
 from zotune.distributed.sharded import no_gradient, released
 from zotune.estimate import Point
 from zotune.evaluate import evaluating
-from zotune.evaluator import batch_rows
+from zotune.evaluator import asked, batch_rows
 from zotune.perturb import Perturber
 from zotune.scope import blocks
 from zotune.scorer import Objective
@@ -30,19 +35,55 @@ class _Stop(Exception):
 
 
 @final
-class _Shortcut(nn.Module):
-    """Stands for a lower block: returns the captured output, answers for the block's other attributes."""
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What the blocks below the scope make of a batch. output: the last one's. cached: what each of them leaves in the
+    cache for the words that follow (layers of transformers' DynamicCache); None where no word follows.
+    """
 
-    def __init__(self, block: nn.Module, output: Any) -> None:
+    output: Any
+    cached: tuple[Any, ...] | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors."""
+        held = [tensor for layer in self.cached or () for tensor in (layer.keys, layer.values)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*_tensors(self.output), *held))
+
+    def repeated(self, lanes: int, rows: int) -> Captured:
+        """That of as many copies of the batch of `rows`, one after another."""
+        if lanes == 1:
+            return self
+        layers = None if self.cached is None else tuple(_stacked(layer, lanes, rows) for layer in self.cached)
+        return Captured(_repeat(self.output, lanes, rows), layers)
+
+
+@final
+class _Shortcut(nn.Module):
+    """Stands for a lower block: returns the captured output, answers for the block's other attributes.
+
+    In a generation it does so once, for the prompts; later calls are the block's own.
+    """
+
+    def __init__(self, block: nn.Module, number: int, captured: Captured) -> None:
         super().__init__()
         object.__setattr__(self, "_block", block)  # not a submodule: the model must not see the block twice
-        object.__setattr__(self, "_output", output)
+        object.__setattr__(self, "_captured", captured)
+        self._number, self._served = number, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_block"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return object.__getattribute__(self, "_output")
+        captured = object.__getattribute__(self, "_captured")
+        if captured.cached is None:
+            return captured.output
+        if self._served:
+            return object.__getattribute__(self, "_block")(*args, **kwargs)
+        self._served = True
+        # A copy: each word replaces the layer's tensors by longer ones. The slice also grows a cache that fills up.
+        _cache(args, kwargs).layers[self._number : self._number + 1] = [copy(captured.cached[self._number])]
+        return captured.output
 
 
 @final
@@ -51,18 +92,19 @@ class Reuse:
 
     `budget` bytes of them are kept between epochs; batches beyond it are captured again each time they come.
     `depth` is the number of blocks that are skipped, 0 when there are none; `reason` then says why.
+    dry: forwards are rehearsed, as the meta device needs it, where no value can be read.
     """
 
-    def __init__(self, perturber: Perturber, budget: int) -> None:
-        self._perturber, self._budget = perturber, budget
+    def __init__(self, perturber: Perturber, budget: int, dry: bool = False) -> None:
+        self._perturber, self._budget, self._dry = perturber, budget, dry
         self._list: nn.ModuleList | None = None
-        self._kept: dict[Hashable, Any] = {}
+        self._kept: dict[Hashable, Captured] = {}
         self.depth, self.reason = 0, "not prepared"
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of activations kept now."""
-        return sum(_bytes_of(output) for output in self._kept.values())
+        return sum(captured.bytes for captured in self._kept.values())
 
     def share(self, other: Reuse) -> None:
         """Keep captures where `other` keeps them: another run on the same base, the same units and the same depth.
@@ -78,22 +120,23 @@ class Reuse:
         expected = self.locate(objective, batch, point)
         if not self.depth:
             return
-        output = self.capture(objective, batch)
+        captured = self.capture(objective, batch)
         # Twice from the same capture: a block that writes into its input would spoil it for the second probe.
         for _ in range(2):
             with (
                 no_gradient(self._perturber.model),
                 self._perturber.at(point, rows=batch_rows(batch) or 1),
-                self._replaced(output),
+                self._replaced(captured),
             ):
-                same = torch.equal(objective(self._perturber.model, batch), expected)  # type: ignore[arg-type]
+                same = torch.equal(self._ask(objective, batch), expected)  # type: ignore[arg-type]
             if not same:
                 self.depth, self._list, self.reason = 0, None, "skipping the blocks below the scope changed a loss"
                 return
         self.reason = ""
 
     def locate(self, objective: Objective, batch: Any, point: Point) -> Tensor | None:
-        """Find the blocks below the scope: sets `depth`. Returns the losses that were seen on the way.
+        """Find the blocks below the scope: sets `depth`. Returns the losses that were seen on the way, or what tells
+        more of the model than they do.
 
         Nothing is proven yet; on the meta device this is all that can be said.
         """
@@ -104,81 +147,112 @@ class Reuse:
             return None
         layers = found[1]
         finished: list[bool] = []
+        caches: list[Any] = []
+
+        def see(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            finished.append(not lanes.touched)
+            caches.append(_cache(args, kwargs) if _goes_on(objective) else None)
+
         at = self._perturber.at(point, rows=batch_rows(batch) or 1, every=True)
         with no_gradient(model), at as lanes:
-            hooks = [layer.register_forward_hook(lambda *_: finished.append(not lanes.touched)) for layer in layers]
+            hooks = [layer.register_forward_hook(see, with_kwargs=True) for layer in layers]
             try:
-                expected = objective(model, batch)
+                expected = self._ask(objective, batch)
             finally:
                 for hook in hooks:
                     hook.remove()
-        self.depth = finished.index(False) if False in finished else len(finished)
-        if not self.depth:
+        # Of several forwards the first one decides.
+        depth = min(finished.index(False) if False in finished else len(finished), len(layers))
+        if not depth:
             self.reason = "parameters in scope are used before or inside the first block"
             return None
-        self._list = layers
+        if _goes_on(objective) and caches[0] is None:
+            self.reason = "the model keeps no cache that its blocks could be handed"
+            return None
+        self.depth, self._list = depth, layers
         return expected
-
-    def bytes_of(self, objective: Objective, batch: Any) -> int:
-        """Bytes that the captured output of a batch takes."""
-        return _bytes_of(self.capture(objective, batch))
 
     def within(self, objective: Objective, batch: Any, name: Hashable) -> Callable[[int], AbstractContextManager[None]]:
         """For the optimizer's `within`: forwards of `batch`, known as `name` in every epoch, skip the lower blocks."""
         if self._list is None:
             return lambda lanes: nullcontext()
-        held: list[Any] = []  # beyond the budget the capture lives as long as the forwards of this batch
+        held: list[Captured] = []  # beyond the budget the capture lives as long as the forwards of this batch
 
         def enter(lanes: int) -> AbstractContextManager[None]:
             if not held:
-                held.append(self._output(objective, batch, name))
-            output = _repeat(held[0], lanes, batch_rows(batch) or 1) if lanes > 1 else held[0]
-            return self._replaced(output)
+                held.append(self._of(objective, batch, name))
+            return self._replaced(held[0].repeated(lanes, batch_rows(batch) or 1))
 
         return enter
 
-    def _output(self, objective: Objective, batch: Any, name: Hashable) -> Any:
-        """The captured output of a batch: kept, or captured now and kept where the budget allows."""
-        output = self._kept.get(name)
-        if output is None:
-            output = self.capture(objective, batch)
-            if self.kept_bytes + _bytes_of(output) <= self._budget:
-                self._kept[name] = output
-        return output
+    def _of(self, objective: Objective, batch: Any, name: Hashable) -> Captured:
+        """What was captured of a batch: kept, or captured now and kept where the budget allows."""
+        captured = self._kept.get(name)
+        if captured is None:
+            captured = self.capture(objective, batch)
+            if self.kept_bytes + captured.bytes <= self._budget:
+                self._kept[name] = captured
+        return captured
 
     @contextmanager
-    def _replaced(self, output: Any) -> Iterator[None]:
-        """Within the context the lower blocks return `output`."""
+    def _replaced(self, captured: Captured) -> Iterator[None]:
+        """Within the context the lower blocks return what was captured."""
         assert self._list is not None
         saved = [self._list._modules[str(i)] for i in range(self.depth)]
         for i, block in enumerate(saved):
             assert block is not None
-            self._list._modules[str(i)] = _Shortcut(block, output)
+            self._list._modules[str(i)] = _Shortcut(block, i, captured)
         try:
             yield
         finally:
             for i, block in enumerate(saved):
                 self._list._modules[str(i)] = block
 
-    def capture(self, objective: Objective, batch: Any) -> Any:
+    def capture(self, objective: Objective, batch: Any) -> Captured:
         """The output of the last block below the scope. What lies above is not run."""
         assert self._list is not None
-        seen: list[Any] = []
+        seen: list[Captured] = []
 
-        def stop(module: nn.Module, args: Any, output: Any) -> None:
-            seen.append(output)
+        def stop(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            cached = tuple(_cache(args, kwargs).layers[: self.depth]) if _goes_on(objective) else None
+            seen.append(Captured(output, cached))
             raise _Stop
 
         model = self._perturber.model
-        hook = self._list[self.depth - 1].register_forward_hook(stop)
+        hook = self._list[self.depth - 1].register_forward_hook(stop, with_kwargs=True)
         try:
             with no_gradient(model), evaluating(model), released(model):
-                objective(model, batch)
+                self._ask(objective, batch)
         except _Stop:
             pass
         finally:
             hook.remove()
         return seen[0]
+
+    def _ask(self, objective: Any, batch: Any) -> Tensor | None:
+        """The objective's forwards: what they tell of the model, or nothing where they are rehearsed."""
+        if self._dry:
+            objective.rehearse(self._perturber.model, batch, lambda count: None)
+            return None
+        return asked(objective, self._perturber.model, batch, 0)
+
+
+def _goes_on(objective: Objective) -> bool:
+    return bool(getattr(objective, "goes_on", False))
+
+
+def _cache(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The cache of keys and values among a block's arguments; None where there is no such, or of another kind."""
+    from transformers import DynamicCache
+
+    return next((each for each in (*args, *kwargs.values()) if isinstance(each, DynamicCache)), None)
+
+
+def _stacked(layer: Any, lanes: int, rows: int) -> Any:
+    """A layer of a cache for as many copies of the batch."""
+    found = copy(layer)
+    found.batch_select_indices(torch.arange(rows, device=layer.keys.device).repeat(lanes))
+    return found
 
 
 def _tensors(output: Any) -> Sequence[Tensor]:
@@ -187,10 +261,6 @@ def _tensors(output: Any) -> Sequence[Tensor]:
     if isinstance(output, (list, tuple)):
         return [tensor for item in output for tensor in _tensors(item)]
     return []
-
-
-def _bytes_of(output: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(output))
 
 
 def _repeat(output: Any, lanes: int, rows: int) -> Any:

@@ -106,7 +106,7 @@ class Session:
 
             self.optimizer.evaluator = served(self, self.server)
             self.reuse.reason = "a server evaluates the steps"
-        elif self.objective.one_forward:
+        elif self.objective.one_forward or self.objective.goes_on:
             self.reuse.prepare(self.objective, batch, next(point for point in points if point.scale))
         else:
             self.reuse.reason = "a loss takes several forwards"
@@ -246,7 +246,8 @@ class Session:
         """On the held-out rows, where there are any."""
         if self.eval_examples is None:
             return None
-        # Captured activations are those of one forward: of no use to one that generates, or reads a second prompt.
+        # Those of one forward are of no use to one that reads a second prompt. Where it generates they could be reused,
+        # but keys and values are large: what may be kept is left to training, which meets its prompts more often.
         within = self._within if hasattr(self, "reuse") and self.measure.one_forward else None
         with self.optimizer.settled() if hasattr(self, "optimizer") else nullcontext():
             return evaluate(self.model, self.measure, self.eval_examples, self.config.eval_batch_size, within)

@@ -49,15 +49,17 @@ class Objective(ABC):
     Whether the model is in training mode is the caller's business.
 
     metric: what `judge` measures beside the loss. one_forward: whether the loss is a single forward, and `judge` runs
-    the same one, so that activations captured from one serve the other. one_at_a_time: why several points cannot ride
-    in one forward; empty where they may. set_level: whether a batch has one loss, of shape (), and no losses of its
-    examples; then `over_set` measures a whole set. says: what is scored, in words, where that is not plain. parts: the
-    names of several scores whose weighted sum is the metric: `judge` then gives a row for each example, the sum first.
-    by_scores: whether `from_scores` gives the losses.
+    the same one, so that activations captured from one serve the other. goes_on: whether it is several, of which all
+    but the first go on from the cache of that one, as words follow a prompt. one_at_a_time: why several points cannot
+    ride in one forward; empty where they may. set_level: whether a batch has one loss, of shape (), and no losses of
+    its examples; then `over_set` measures a whole set. says: what is scored, in words, where that is not plain. parts:
+    the names of several scores whose weighted sum is the metric: `judge` then gives a row for each example, the sum
+    first. by_scores: whether `from_scores` gives the losses.
     """
 
     metric: str = "accuracy"
     one_forward: bool = True
+    goes_on: bool = False
     one_at_a_time: str = ""
     set_level: bool = False
     says: str = ""

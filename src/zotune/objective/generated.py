@@ -38,6 +38,7 @@ class Generated(Objective):
     """
 
     one_forward = False
+    goes_on = True
 
     def __init__(
         self, tokenizer: Any, ask: Ask, kind: Kind, max_length: int, decoding: Decoding, score: Score | SetMetric
