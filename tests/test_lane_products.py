@@ -146,6 +146,28 @@ def test_the_radius_is_not_rounded_to_16_bits() -> None:
     assert float((found * plain).sum() / (plain * plain).sum()) == pytest.approx(scale, abs=1e-3)
 
 
+@pytest.mark.parametrize("method", ["mezo", "lozo", "eggroll", "agzo", "subzero", "zo_muon"])
+@pytest.mark.parametrize("lanes", ["auto", "off"])
+def test_a_model_under_autocast(method: str, lanes: Any) -> None:
+    """Activations with fewer bits than the weights and factors: the losses are those without, to bfloat16.
+
+    `transformers`' Trainer evaluates so with `bf16=True`.
+    """
+
+    def autocast(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return models.loss(model, batch)
+
+    batch, losses = models.batch_for("llama"), []
+    for objective in (autocast, models.loss):
+        optimizer = models.train(method, models.tiny("llama"), lr=1e-3, eps=0.1, lanes=lanes)
+        losses.append(optimizer.estimate(objective, batch))
+        for _ in range(2):  # with a change that waits to be folded
+            optimizer.step()
+            optimizer.estimate(objective, batch)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0] != losses[1]
+
+
 def test_a_direction_with_another_base_in_each_lane_is_made() -> None:
     """Keys of two steps share no U: the slow way is taken, and is right."""
     holder, perturber = made("dense", True)

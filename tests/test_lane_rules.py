@@ -124,7 +124,7 @@ def test_large_matrices_are_perturbed_a_block_of_rows_at_a_time(
     method: str, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a small block size the result equals the whole, and no scratch is larger than a few aligned rows."""
-    from zotune import lane_products, lane_rules
+    from zotune import lane_products
 
     layer = seeded(lambda: nn.Linear(33, 301, bias=bias)).double()
     layer.weight.data.copy_(normals((301, 33), 1, torch.float64))
@@ -133,7 +133,6 @@ def test_large_matrices_are_perturbed_a_block_of_rows_at_a_time(
     with torch.no_grad():
         with optimizer.perturber.at(*POINTS, rows=ROWS):
             whole = layer(data)
-        monkeypatch.setattr(lane_rules, "BLOCK", 128 * 33)
         monkeypatch.setattr(lane_products, "BLOCK", 128 * 33)
         sizes: list[int] = []
         inner = optimizer.direction.add

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,21 @@ def test_a_stand_in_answers_questions_without_being_made() -> None:
         assert not lanes.touched
         assert isinstance(matrix.t().float(), Derived) and lanes.touched == {"matrix"}
     assert isinstance(holder.matrix, nn.Parameter) and not isinstance(holder.matrix, Perturbed)
+
+
+def test_a_weight_whose_address_was_asked_for_stays_there() -> None:
+    """A model's own kernel reads at the address after asking: it finds the perturbed weight, not memory given back."""
+    holder = Holder()
+    made = Perturber(holder, list(SHAPES), Dense())
+    with made.at(POINTS[0], rows=ROWS) as lanes:
+        matrix: Any = holder.matrix
+        expected = (matrix + 0.0).flatten().tolist()
+        address = matrix.data_ptr()
+        others = [torch.zeros(5, 4, dtype=torch.float64) for _ in range(8)]  # would be given the same place
+        assert list((ctypes.c_double * 20).from_address(address)) == expected != others[0].flatten().tolist()
+        assert lanes.touched == {"matrix"}
+    with made.at(*POINTS, rows=ROWS), pytest.raises(LaneUnsupported, match="data_ptr on matrix"):
+        holder.matrix.data_ptr()
 
 
 def test_lanes_of_one_key_draw_their_noise_once() -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.courses import Noting
 
 from zotune.config import TrainConfig
@@ -70,7 +71,9 @@ def test_a_step_that_was_left_out_has_no_slope() -> None:
         signal_to_noise=2.0,
         estimator=SimpleNamespace(points=lambda seed, step: [1, 2]),
     )
-    session: Any = SimpleNamespace(optimizer=optimizer, config=SimpleNamespace(seed=0), tokens=lambda step: 30)
+    session: Any = SimpleNamespace(
+        optimizer=optimizer, config=SimpleNamespace(seed=0), tokens=lambda step: 30, device=torch.device("cpu")
+    )
     assert coef_of(session, StepRecord(0, (0.1,), (1.0, 2.0))) == 3.0
     assert math.isnan(coef_of(session, StepRecord(0, (0.1,), (math.nan,))))
     assert live(session, StepRecord(0, (0.1,), (1.0, 2.0)), 0.5, 4) == {

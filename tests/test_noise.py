@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import models
 from tests.models import batch_for, loss, tiny, train
+from tests.philox import KNOWN, words_of
 from torch import Tensor
 
 from zotune import noise as stream
@@ -24,13 +25,6 @@ from zotune.noise import LAWS, QUANTILES, Key, Law, Purpose
 one_thread = models.one_thread
 NAME = "model.layers.0.self_attn.q_proj.weight"
 KEY = Key(20230517, 3, 1)
-
-# The known answers that Random123 publishes for philox4x32, 10 rounds: counter, key, output.
-KNOWN = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-]
 
 # The stream may never change under one version: element 0 to 15, and the digest of the first 10,000 as float32 bytes.
 GOLDEN: dict[Law, tuple[list[int], str]] = {
@@ -52,10 +46,6 @@ WHOLE = {law: stream.noise(law, KEY, NAME, 0, 5000) for law in LAWS}
 BITS = stream.bits16(KEY, NAME, 0, 5000)
 
 laws = pytest.mark.parametrize("law", LAWS)
-
-
-def words_of(text: str) -> list[int]:
-    return [int(word, 16) for word in text.split()]
 
 
 def philox_by_hand(counter: list[int], key: list[int]) -> list[int]:

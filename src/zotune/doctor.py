@@ -84,17 +84,21 @@ def _kernels() -> Finding:
     mode = os.environ.get("ZOTUNE_KERNELS", "auto")
     if mode == "eager":
         return Finding("fast kernels", "switched off by ZOTUNE_KERNELS=eager", "unset ZOTUNE_KERNELS.")
+    remedy = "install a C++ compiler (g++); results stay the same."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from zotune.kernels import compiled
 
             compiled.warm_up()
+            if torch.cuda.is_available():
+                remedy = "install triton for this torch; results stay the same."
+                from zotune.kernels import gpu
+
+                gpu.warm_up("cuda")
     except Exception as error:  # the compiler's own failures have no common type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Finding(
-            "fast kernels", f"cannot be compiled ({reason})", "install a C++ compiler (g++); results stay the same."
-        )
+        return Finding("fast kernels", f"cannot be compiled ({reason})", remedy)
     return Finding("fast kernels", "compile")
 
 

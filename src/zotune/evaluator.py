@@ -21,7 +21,7 @@ from zotune.distributed.sharded import no_gradient
 from zotune.errors import UserError
 from zotune.estimate import Point
 from zotune.lazy import Lanes, LaneUnsupported
-from zotune.machine import is_shortage
+from zotune.machine import is_fault
 from zotune.perturb import Perturber
 from zotune.scorer import Objective, Scorer, Within, nothing
 
@@ -69,7 +69,7 @@ class Evaluator(Scorer):
             try:
                 return self._lanes(objective, batch, points, within)
             except (LaneUnsupported, RuntimeError) as unsupported:
-                if is_shortage(unsupported):
+                if is_fault(unsupported):
                     raise
                 # This batch's shapes lead the model another way than the proven one: it alone is evaluated one by one.
                 logger.info("one batch evaluated point by point: %s", unsupported)
@@ -191,7 +191,7 @@ class Evaluator(Scorer):
             self._prove(objective, batch, group, within)
         except (LaneUnsupported, RuntimeError) as unsupported:
             # Shapes that do not fit together are the model's own RuntimeError; one point at a time they may fit.
-            if is_shortage(unsupported):
+            if is_fault(unsupported):
                 raise
             self.reason = str(unsupported).strip().splitlines()[0]
             if self._must:

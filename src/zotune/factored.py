@@ -112,7 +112,7 @@ def add_up(terms: Sequence[tuple[Factors, float]]) -> Factors:
     total = torch.zeros_like(first.u, dtype=wide)
     for factors, scale in terms:
         # A product and a sum, never fused: the same bits on every machine.
-        total = total + torch.tensor(scale * factors.scale, dtype=wide, device=total.device) * factors.u.to(wide)
+        total = total + torch.tensor(scale * factors.scale, dtype=wide) * factors.u.to(wide)
     return Factors(total, first.v, 1.0, first.basis)
 
 
@@ -121,7 +121,7 @@ def side_by_side(terms: Sequence[tuple[Factors, float]]) -> Factors | None:
     if not terms:
         return None
     wide = torch.float64 if terms[0][0].u.dtype == torch.float64 else torch.float32
-    us = [torch.tensor(scale * f.scale, dtype=wide, device=f.u.device) * f.u.to(wide) for f, scale in terms]
+    us = [torch.tensor(scale * f.scale, dtype=wide) * f.u.to(wide) for f, scale in terms]
     return Factors(torch.cat(us, 1), torch.cat([f.v for f, _ in terms], 1), 1.0)
 
 

@@ -111,7 +111,7 @@ class Forecast:
         kept = self._kept()[0]
         scope = sum(target.data.numel() for target in self.optimizer.perturber.targets())
         working = 0 if self.machine is None else self.machine.working
-        if self.machine is not None and fast_for(scope):
+        if self.machine is not None and fast_for(scope, device):
             working = self.machine.working_fast
         state = 4 * self.optimizer.direction.state_elements(self.optimizer.perturber.targets())
         converted = 0 if dtypes <= {NAMES.get(dtype_of(model))} or device.type != "cpu" else in_files

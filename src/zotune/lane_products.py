@@ -15,8 +15,15 @@ from zotune.lazy import Lanes, Perturbed
 
 # A matrix larger than this is drawn or perturbed a block of rows at a time, so that scratch memory stays small.
 BLOCK = 1 << 20
+# On a GPU, where a small block costs more to launch than to compute.
+_BLOCK_GPU = 1 << 24
 
 Adder = Callable[[Tensor, Tensor, bool], None]
+
+
+def block_of(device: torch.device) -> int:
+    """Elements of a matrix that are drawn or perturbed at once on a device."""
+    return _BLOCK_GPU if device.type == "cuda" else BLOCK
 
 
 def adder(lanes: Lanes, weight: Any) -> Adder | None:
@@ -52,7 +59,7 @@ def _add_signed(
         left, right = (factors.u, factors.v) if transposed else (factors.v, factors.u)
         _add_flipped(lanes, lane_y, flipped @ left, right, after, factors.scale)
     else:
-        for start, stop in target.slices(BLOCK):
+        for start, stop in target.slices(block_of(target.data.device)):
             rows = slice(start // columns, stop // columns)
             u = one.base.block(target, one.key, start, stop).to(dtype).view(-1, columns)
             if transposed:
@@ -103,4 +110,5 @@ def _add_low_rank(
         for lane in range(first, last):
             thin[(lane - first) * size : (lane - first + 1) * size, :own] *= lanes.points[lane].scale * f.scale
         right = right if pending is None else torch.cat((right, p[1]), 1)
-        flat_y[first * size : last * size].addmm_(thin, right.t())
+        # Under autocast y has fewer bits than the factors, and a product in place is not cast.
+        flat_y[first * size : last * size].addmm_(thin.to(y.dtype), right.t().to(y.dtype))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zotune.lane_lookup import embedding
-from zotune.lane_products import BLOCK, Adder, adder
+from zotune.lane_products import Adder, adder, block_of
 from zotune.lazy import (
     Lanes,
     LaneTensor,
@@ -57,13 +57,13 @@ def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwarg
             for part, lane_bias in zip(y.chunk(lanes.count), biases, strict=True):
                 part += lane_bias
         return y
-    if not isinstance(weight, Perturbed) or weight.numel() <= BLOCK:
+    if not isinstance(weight, Perturbed) or weight.numel() <= block_of(weight.device):
         weights = _lane_values(weight, lanes)
         return join([F.linear(i, w, b) for i, w, b in zip(inputs, weights, biases, strict=True)])
     rows, columns = weight.target.matrix_shape
     y = x.new_empty(*x.shape[:-1], rows)
     outputs = lanes.split(y, "linear")
-    for start, stop in weight.target.slices(BLOCK):
+    for start, stop in weight.target.slices(block_of(weight.device)):
         first, last = start // columns, stop // columns
         flats = weight.slice(start, stop)
         for out, i, flat, b in zip(outputs, inputs, flats, biases, strict=True):

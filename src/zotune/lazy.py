@@ -41,6 +41,7 @@ class Lanes:
     touched: set[str] = field(default_factory=set)  # those that an operation has met
     trace: list[str] = field(default_factory=list)  # how activations were read, to compare with a proven forward
     tokens: frozenset[str] = frozenset()  # tables that are read by the ids of tokens, which may differ between lanes
+    shown: list[Tensor] = field(default_factory=list)  # weights whose address was asked for: they stay to be read there
     copies: int = 0  # how often the batch is stacked: fewer than lanes where each example has its own; 0: once a lane
 
     @property
@@ -216,6 +217,10 @@ def _apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
             f"the model writes its parameter {name} during the forward pass ({label}). "
             "Remedy: leave it out of the scope."
         )
+    if func in _MEMORY and lanes.count == 1:
+        (weight,) = args[0].per_lane()
+        lanes.shown.append(weight)
+        return func(weight, *args[1:], **kwargs)
     rule = lanes.rules.get(func)
     if rule is not None:
         return rule(lanes, func, args, kwargs)
@@ -268,6 +273,7 @@ def _wrap(results: list[Any], func: Callable[..., Any], source: LaneTensor) -> A
 _WRITING = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split())
 _WRITING |= {"__setitem__"}
 _T = torch.Tensor
+_MEMORY = frozenset([_T.data_ptr, _T.untyped_storage])
 _PROPERTIES = """
     shape dtype device layout ndim requires_grad is_cuda is_cpu is_mps is_xpu is_meta is_sparse is_quantized is_nested
     is_leaf itemsize nbytes grad grad_fn

@@ -40,8 +40,14 @@ def is_shortage(error: BaseException) -> bool:
     """Whether this is what Python or torch raise where memory ran out."""
     import torch
 
-    # For the CPU torch has no class of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+    # For the CPU torch has no class of its own, and none for what cuBLAS allocates itself.
+    said = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in said)
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether nothing on the device can go on after this: memory ran out there, or the device itself failed."""
+    return is_shortage(error) or str(error).startswith("CUDA error")
 
 
 @contextmanager
@@ -94,7 +100,8 @@ def fingerprint(*parts: object) -> str:
     """A short name of this machine and its torch, and of `parts`: a measurement is kept under it."""
     import torch
 
-    words = [processor(), os.cpu_count(), torch.__version__, torch.get_num_threads(), *parts]
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    words = [processor(), os.cpu_count(), *devices, torch.__version__, torch.get_num_threads(), *parts]
     return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from zotune.nonfinite import mean_loss, skipped
 from zotune.records import StepRecord
 from zotune.run import RunFolder
@@ -28,7 +30,9 @@ def log_step(session: Session, folder: Folder, record: StepRecord) -> float:
 def live(session: Session, record: StepRecord, seconds: float, forwards: int) -> dict[str, float]:
     """What the live line says of a step just taken, beside its loss."""
     points = len(session.optimizer.estimator.points(session.config.seed, record.step))
+    held = {"memory_bytes": torch.cuda.memory_allocated(session.device)} if session.device.type == "cuda" else {}
     return {
+        **held,
         "g": coef_of(session, record),
         "snr": session.optimizer.signal_to_noise,
         "forwards/s": forwards / seconds,

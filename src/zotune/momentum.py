@@ -85,7 +85,7 @@ class Momentum(Rule):
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
     """`factor * x` with the factor rounded to the dtype of `x` first: the same bits on every device."""
-    return torch.tensor(factor, dtype=x.dtype, device=x.device) * x
+    return torch.tensor(factor, dtype=x.dtype) * x
 
 
 def _projected(n: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -116,7 +116,8 @@ def raw_words(blocks: Tensor, name0: Tensor, name1: Tensor, key0: Tensor, key1: 
 
 def words(key: Key, name: str, blocks: Tensor) -> Tensor:
     """The Philox output of `blocks` (n,) int64 as (n, 4) int32 on their device."""
-    scalars = [torch.tensor(value, device=blocks.device) for value in (*name_words(name), *key.words())]
+    # Left on the CPU: a GPU takes one number as an argument, and would wait for a copy of it.
+    scalars = [torch.tensor(value) for value in (*name_words(name), *key.words())]
     return torch.stack(raw_words(blocks, *scalars), dim=-1)
 
 
@@ -168,18 +169,23 @@ def noise_many(
 ) -> list[Tensor]:
     """The whole noise of several parameters, given as (name, element count), in one draw: (count,) float32 each."""
     size = per_block(law)
-    counts = [-(-count // size) for _, count in sizes]
+    counts = tuple(-(-count // size) for _, count in sizes)
     if not counts:
         return []
     blocks = torch.cat([torch.arange(count, device=device) for count in counts])
-    repeats = torch.tensor(counts, device=device)
-    words_of = torch.tensor([name_words(name) for name, _ in sizes], device=device)
+    words_of, repeats = _layout(tuple(name for name, _ in sizes), counts, torch.device(device))
     # With its size given, a GPU need not be asked for it.
     names = words_of.repeat_interleave(repeats, dim=0, output_size=sum(counts))
-    key0, key1 = (torch.tensor(word, device=device) for word in key.words())
+    key0, key1 = (torch.tensor(word) for word in key.words())
     values = expand(law, torch.stack(raw_words(blocks, names[:, 0], names[:, 1], key0, key1), dim=-1))
-    parts = torch.split(values, counts)
+    parts = torch.split(values, list(counts))
     return [part.flatten()[:count] for part, (_, count) in zip(parts, sizes, strict=True)]
+
+
+@lru_cache(maxsize=8)
+def _layout(names: tuple[str, ...], counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The words (n, 2) of names and how many blocks each has: the same in every step, so they are copied once."""
+    return torch.tensor([name_words(name) for name in names], device=device), torch.tensor(counts, device=device)
 
 
 def bits16(key: Key, name: str, start: int, stop: int, device: torch.device | str = "cpu") -> Tensor:

@@ -103,9 +103,10 @@ class ZerothOrder(torch.optim.Optimizer):
         self.offload = offload
         if offload is not None:
             check_offload(method, direction, rule, parallel)
-        elements = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
-        away = None if offload is None else offload.away
-        self.perturber = Perturber(model, self.names, direction, kernels.fast_for(elements), away)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        device = parameters[0].device if offload is None else offload.device
+        fast = kernels.fast_for(sum(parameter.numel() for parameter in parameters), device)
+        self.perturber = Perturber(model, self.names, direction, fast, None if offload is None else offload.away)
         self.perturber.sharding.refuse_unless(direction.in_parts and rule.in_parts, method)
         check_parallel(self.perturber, parallel)
         self.parallel = parallel

@@ -15,6 +15,8 @@ from zotune.store import store_for
 
 # Elements of a parameter that are updated at once: scratch memory is a few times this.
 _CHUNK = 1 << 20
+# On a GPU, where a small part costs more to launch than to compute.
+_CHUNK_GPU = 1 << 23
 
 
 def write(
@@ -24,7 +26,7 @@ def write(
     value: Callable[[Block], Tensor],
     along: tuple[Key, float] | None = None,
 ) -> None:
-    """Write `value`, (n,) float32 or wider of every block of at most 2**20 elements, into a parameter, in place.
+    """Write `value`, (n,) float32 or wider of every block of some millions of elements, into a parameter, in place.
 
     Stored numbers with fewer bits are rounded stochastically, with bits of the key `dither`. Of a sharded parameter
     the part that lies here is written. `along`: (key, scale) where `value` is the weights plus `scale * z(key)`, which
@@ -37,7 +39,7 @@ def write(
         if kernels.fold(flat, law, along[0], target.name, first, along[1], dither, target.fast):
             return
     # A mask reads the weights from before the update: a slice is written last, a copy when all slices are done.
-    for start, stop in target.slices(_CHUNK):
+    for start, stop in target.slices(_CHUNK_GPU if flat.is_cuda else _CHUNK):
         start, stop = max(start, first), min(stop, first + flat.numel())
         if start >= stop:
             continue

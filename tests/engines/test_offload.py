@@ -410,6 +410,15 @@ def test_memory_of_a_process_with_blocks_on_disk(tiny: Callable[[str], Path], tm
     assert 140e6 < streamed and rose < streamed / 2, rose
 
 
+@pytest.mark.parametrize("method", ["mezo", "lozo"])
+def test_a_device_with_a_number_is_that_of_its_tensors(method: str) -> None:
+    """What is kept for each device is found again under the name that tensors there have."""
+    model = deep(4, 64)
+    optimizer = train(method, model, offload=Offload(model, "cpu:0"))
+    for seed in range(2):
+        optimizer.step(squared, {"x": models.normals((4, 64), seed)})
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("home", ["cpu", "disk"])
 def test_a_gpu_computes_the_same_with_blocks_at_home(home: Literal["cpu", "disk"], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tests.models import given, normals, train
-from tests.test_noise import KNOWN, words_of
+from tests.philox import KNOWN, words_of
 from torch import Tensor
 
 from zotune import kernels

@@ -53,8 +53,9 @@ def test_small_scopes_and_eager_mode_compile_nothing(
     monkeypatch.setattr(compiled, "warm_up", fail)
     monkeypatch.setenv("ZOTUNE_KERNELS", "auto")
     assert not kernels.fast_for(kernels._WORTH_STARTING - 1)
+    assert kernels.fast_for(1, torch.device("cuda", 0))
     monkeypatch.setenv("ZOTUNE_KERNELS", "eager")
-    assert not kernels.fast_for(1 << 40)
+    assert not kernels.fast_for(1 << 40) and not kernels.fast_for(1 << 40, torch.device("cuda"))
     kernels.noise("gaussian", KEY, "w", 0, MANY, CPU, fast=kernels.fast_for(1 << 40))
     assert kernels._compiled.cache_info().misses == 0
 

@@ -54,7 +54,8 @@ class Offload:
         ahead: int | None = None,
         small: int = SMALL,
     ) -> None:
-        self.device, self.home = torch.device(device), home
+        # With its number, as tensors there have it: "cuda" alone names another key.
+        self.device, self.home = torch.empty(0, device=device).device, home
         self.parts = parts(model, small)
         self.sizes = sizes(model, self.parts)
         gpu = self.device.type == "cuda"

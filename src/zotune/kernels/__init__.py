@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 
 from zotune import noise as plain
-from zotune.machine import is_shortage
+from zotune.machine import is_fault
 from zotune.noise import Key, Law
 
 logger = logging.getLogger(__name__)
 
-# Below this many elements a compiled call costs more in guards than it saves.
+# On a CPU: below this many elements a compiled call costs more in guards than it saves.
 _WORTH_COMPILING = 1 << 15
-# Compiling takes seconds: a scope smaller than this never earns them back.
+# On a CPU: compiling takes seconds, which a scope smaller than this never earns back. On a GPU the plain twins take
+# about a hundred launches for every draw, whatever its size.
 _WORTH_STARTING = 1 << 22
 _CPU = torch.device("cpu")
 
@@ -66,22 +67,23 @@ def _say(reason: str) -> None:
     logger.warning("compiled kernels are not available here (%s); the plain ones give the same bits, slower", reason)
 
 
-def fast_for(elements: int) -> bool:
+def fast_for(elements: int, device: torch.device = _CPU) -> bool:
     """Whether a scope of `elements` parameters should use compiled kernels. Nothing is compiled before it is needed."""
     mode = os.environ.get("ZOTUNE_KERNELS", "auto")
-    return mode != "eager" and (mode != "auto" or elements >= _WORTH_STARTING)
+    return mode != "eager" and (mode != "auto" or device.type == "cuda" or elements >= _WORTH_STARTING)
 
 
 def _fast(name: str, count: int, device: torch.device, fast: bool, *args: Any) -> Any:
     """What the fast twin returns, or None where the plain one must run."""
-    module = _compiled(device) if fast and count >= _WORTH_COMPILING else None
+    least = 1 if device.type == "cuda" else _WORTH_COMPILING
+    module = _compiled(device) if fast and count >= least else None
     twin = getattr(module, name, None)  # a function may have one on a GPU alone
     if twin is None:
         return None
     try:
         return twin(*args)
     except Exception as error:  # a new dtype or count of scales compiles anew, and that may fail in the middle of a run
-        if is_shortage(error):
+        if is_fault(error):
             raise
         _say(_reason(error))
         return None
@@ -144,7 +146,8 @@ def round_into(w: Tensor, value: Tensor, dither: Key, name: str, start: int, fas
 def add_scaled(w: Tensor, z: Tensor, scale: float) -> Tensor:
     """`w + scale * z` with two roundings in float32 (float64 for float64 `w`), returned in `w.dtype`."""
     wide = torch.float64 if w.dtype == torch.float64 else torch.float32
-    factor = torch.tensor(scale, dtype=wide, device=w.device)
+    # Left on the CPU: a GPU takes one number as an argument, and would wait for a copy of it.
+    factor = torch.tensor(scale, dtype=wide)
     return (w.to(wide) + factor * z.to(wide)).to(w.dtype)
 
 
@@ -170,7 +173,7 @@ def low_rank(u: Tensor, v: Tensor, unit: float) -> Tensor:
     z = u[:, :1] * v[:, 0]
     for r in range(1, u.shape[1]):
         z += u[:, r : r + 1] * v[:, r]
-    return z.mul_(torch.tensor(unit, dtype=wide, device=u.device))
+    return z.mul_(torch.tensor(unit, dtype=wide))
 
 
 def bits16(key: Key, name: str, start: int, stop: int, device: torch.device, fast: bool = False) -> Tensor:

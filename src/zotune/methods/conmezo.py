@@ -74,8 +74,8 @@ class Cone(Direction):
         angle = self.angle_at(key.step)
         m = self._momentum(target)
         part = m[at] if isinstance(at, slice) else m.view(target.matrix_shape)[at]
-        along = torch.tensor(math.cos(angle) * math.sqrt(self.size) / self.norm, dtype=m.dtype, device=m.device)
-        across = torch.tensor(math.sin(angle), dtype=m.dtype, device=m.device)
+        along = torch.tensor(math.cos(angle) * math.sqrt(self.size) / self.norm, dtype=m.dtype)
+        across = torch.tensor(math.sin(angle), dtype=m.dtype)
         return along * part + across * u.to(m.dtype)
 
     def observe(self, targets: Sequence[Target], probes: Sequence[Probe]) -> None:

@@ -144,7 +144,9 @@ class PastProbes(Rule):
             gradient = self._along(block, torch.zeros_like(like), step, 1.0)
             mean += weight * gradient
             square += other * gradient.square()
-        return mean / math.fsum(w for w, _ in first), square / math.fsum(w for w, _ in second)
+        # By a tensor on the device: a GPU would turn a division by a plain number into another rounding.
+        totals = [torch.full_like(like[:1], math.fsum(w for w, _ in weights)) for weights in (first, second)]
+        return mean / totals[0], square / totals[1]
 
     def state(self) -> State:
         probes = [probe for step in self.past for probe in step]

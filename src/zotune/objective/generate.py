@@ -99,6 +99,7 @@ def _generated(
     settings = config(
         max_new_tokens=most, do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50,
         repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=list(ends) or None, pad_token_id=coder.pad,
+        disable_compile=True,
     )  # fmt: skip
     tuned: Any = model
     with torch.no_grad(), whole_product(model):
