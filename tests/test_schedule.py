@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -40,6 +41,58 @@ def test_one_part_after_the_other(method: str) -> None:
         moved = {part_of(name) for name in optimizer.names if not same_bits({"": before[name]}, {"": after[name]})}
         assert moved == {step % 3} or (method == "curvzo" and not moved), (step, moved)
     assert optimizer.evaluator.mode == "lanes" or len(optimizer.estimator.points(0, 0)) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_what_rests_is_left_alone(method: str, weight_decay: float) -> None:
+    """But for weight decay, which is its group's: theta (1 - lr wd) of the bits before; what is kept of it stays.
+
+    Momentum on, where the method has it; a state saved in the middle of a cycle goes on to the same bits.
+    """
+    more = {"loren": {"momentum": 0.9}, "subzero": {"adam": True}, "mezo": {"moments": "momentum"}}.get(method, {})
+    lr, batch = 1e-2, batch_for("llama")
+    model, other = tiny("llama", torch.float64), tiny("llama", torch.float64)
+    options = {"lr": lr, "blocks": "cycle", "weight_decay": weight_decay, **more}
+    optimizer = train(method, model, **options)
+    decays = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
+    for step in range(5):
+        before, kept = weights(model), optimizer.carried()
+        optimizer.step(loss, batch)
+        after, now = weights(model), optimizer.carried()
+        for name in (name for name in optimizer.names if part_of(name) != step % 3):
+            expected = before[name] * (1 - lr * decays[name]) if decays[name] else before[name]
+            assert same_bits({"": after[name]}, {"": expected}), (step, name)
+            # A basis is that of the inputs, which all layers show in every step.
+            for key in (key for key in kept if name in key and not optimizer.direction.reads_inputs):
+                assert same_bits({"": now[key]}, {"": kept[key]}), (step, key)
+        if step == 2:
+            state = copy.deepcopy(optimizer.state_dict())
+            other.load_state_dict(model.state_dict())
+    continued = train(method, other, **options)
+    continued.load_state_dict(state)
+    for _ in range(2):
+        continued.step(loss, batch)
+    assert same_bits(weights(other), weights(model))
+
+
+@pytest.mark.parametrize("method", ["lozo", "lozo_m", "subzero"])
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_a_sum_that_waits_for_a_part_at_rest_travels(method: str, steps: int) -> None:
+    """Changes of a part that rested in the last step are not folded yet when a state is saved."""
+    model, other, batch = tiny("llama"), tiny("llama"), batch_for("llama")
+    options: dict[str, Any] = {"lr": 1e-2, "blocks": "cycle", "fold_every": 10, "interval": 10}
+    optimizer = train(method, model, **options)
+    for _ in range(steps):
+        optimizer.step(loss, batch)
+    other.load_state_dict(model.state_dict())
+    continued = train(method, other, **options)
+    continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each in (optimizer, continued):
+        for _ in range(3):
+            each.step(loss, batch)
+        each.fold()
+    assert same_bits(weights(other), weights(model))
 
 
 def test_a_share_is_drawn_anew_for_each_step() -> None:

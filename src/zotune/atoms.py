@@ -31,7 +31,7 @@ class Atoms(Direction):
     """
 
     def __init__(self, inner: Direction, names: Sequence[str]) -> None:
-        if not any("lora_A" in name or "lora_B" in name for name in names):
+        if not any("lora_" in name for name in names):
             raise ConfigError("blocks is 'atoms', but the scope holds no LoRA weights. Remedy: --scope lora.")
         self.inner = inner
         self.reads_inputs, self.may_wait, self.in_parts = inner.reads_inputs, inner.may_wait, inner.in_parts
@@ -48,9 +48,9 @@ class Atoms(Direction):
     def _mask(self, target: Target, key: Key, places: Tensor) -> Tensor:
         """True where an element, given by its place in the flattened tensor, belongs to the step's atom."""
         rows, columns = target.matrix_shape
-        if "lora_A" in target.name:
+        if "lora_A" in target.name or "lora_embedding_A" in target.name:
             return places // columns == key.step % rows
-        if "lora_B" in target.name:
+        if "lora_B" in target.name or "lora_embedding_B" in target.name:
             return places % columns == key.step % columns
         return torch.ones_like(places, dtype=torch.bool)
 

@@ -95,6 +95,9 @@ class Signed:
 class Direction(ABC):
     """The law of z. Subclasses implement `block`; the rest has defaults that a faster twin may replace."""
 
+    by_elements = False
+    """Whether `observe` learns of single elements or rows from the whole of its own z: none can then move in part."""
+
     reads_inputs = False
     """Whether `see` must be called before a step's first draw: such a method cannot be replayed without data."""
 

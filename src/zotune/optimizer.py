@@ -26,6 +26,7 @@ from zotune.evaluator import Evaluator, Mode, spread_out
 from zotune.groups import decay_groups, given_groups
 from zotune.noise import STREAM, STREAM_VERSION, Key
 from zotune.perturb import Perturber
+from zotune.radius import warn_unfelt
 from zotune.records import StepRecord
 from zotune.refusals import check_banks, check_folding, check_offload, check_parallel
 from zotune.rule import Rule
@@ -264,6 +265,8 @@ class ZerothOrder(torch.optim.Optimizer):
                 "step() found no estimate. Remedy: call estimate(objective, batch) first, or step(objective, batch)."
             )
         losses = self._reduced()
+        if not self.steps and not self.perturber.sharding:
+            warn_unfelt(self.perturber.targets(), self.direction, self.estimator.points(self.seed, self.steps))
         probes = self.estimator.probes(self.seed, self.steps, losses)  # what refuses does so before anything is written
         first, *others = ([loss for loss, _ in seen] for seen in self._losses[:2])
         self.signal_to_noise = signal_to_noise(first, others[0]) if others else math.nan
@@ -409,7 +412,7 @@ class ZerothOrder(torch.optim.Optimizer):
         for target in self.perturber.targets():
             if target.name in parts["pending"]:
                 # The v of the sums is that of the last step: it is drawn again.
-                last = self.direction.factors(target, Key(self.seed, self.steps - 1))
+                last = self.direction.everywhere().factors(target, Key(self.seed, self.steps - 1))
                 assert last is not None
                 summed = replace(last, u=parts["pending"][target.name].to(target.data.device), scale=1.0)
                 self.perturber.pending[target.name] = summed

@@ -116,6 +116,11 @@ def scheduled(inner: Direction, choice: str, model: nn.Module, names: Sequence[s
     Raises ConfigError for a choice that is none of `cycle`, `random:SHARE` and `atoms`, where there is one part only,
     and for atoms without LoRA or with a rule that needs `whole` matrices.
     """
+    if choice == "atoms" and inner.by_elements:
+        raise ConfigError(
+            "blocks is 'atoms', but this method learns from every element of a direction. Remedy: another method, or "
+            "cycle."
+        )
     if choice == "atoms" and whole:
         raise ConfigError(
             "blocks is 'atoms', but this method's update is made of whole matrices. Remedy: another method, or cycle."

@@ -20,7 +20,7 @@ from zotune.factored import add_up
 from zotune.noise import Key, Purpose
 from zotune.perturb import Perturber
 from zotune.refusals import no_bank
-from zotune.rule import Block, Rule, decayed_sum
+from zotune.rule import Block, Rule, decayed, decayed_sum
 from zotune.writing import write
 
 if TYPE_CHECKING:
@@ -56,9 +56,11 @@ class Updates:
         if banked and active and change is None:
             raise no_bank(self._method, target.name)
         if change is None and (active or lr * weight_decay):
-            seen = probes if active else []
-            along = self._rule.along(target, self._direction, seen, lr, weight_decay)
-            self._write(target, key, lambda block: self._rule.update(block, seen, lr, weight_decay), along)
+            if not active:  # it rests: the method is not asked, so that what it keeps of the tensor rests too
+                self._write(target, key, lambda block: decayed(block, lr, weight_decay))
+                return
+            along = self._rule.along(target, self._direction, probes, lr, weight_decay)
+            self._write(target, key, lambda block: self._rule.update(block, probes, lr, weight_decay), along)
         elif change is not None and (wait or banked):
             self._perturber.pending[target.name] = (
                 change if target.pending is None else add_up([(target.pending, 1.0), (change, 1.0)])

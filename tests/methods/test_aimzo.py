@@ -212,6 +212,44 @@ def test_the_basis_travels_with_the_state() -> None:
     assert not same_bits(weights(forgetful), weights(model))
 
 
+class Sometimes(nn.Module):
+    """The second layer runs for half of the batches; a loss may be made NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 5, bias=False), nn.Linear(6, 5, bias=False)
+
+    def forward(self, x: Tensor, both: bool) -> Tensor:
+        y = self.one(x)
+        return y + self.two(x) if both else y
+
+
+def test_what_a_step_that_was_left_out_has_seen_is_forgotten() -> None:
+    """A replay does not see its inputs, so a basis must not come from them: the same bits, with and without it."""
+
+    def squares(model: nn.Module, batch: Any) -> Tensor:
+        output: Tensor = model(batch["x"], batch["both"])
+        return output.square().mean(1)
+
+    first, second = normals((3, 6), 1), normals((3, 6), 2)
+    ends = []
+    for looked in (True, False):
+        model = Sometimes()
+        with torch.no_grad():
+            model.one.weight.copy_(normals((5, 6), 3))
+            model.two.weight.copy_(normals((5, 6), 4))
+        optimizer = AIMZO(model, lr=0.01, eps=1e-2, width=4, head=1, active=2, probes=2, coverage=False)
+        optimizer.step(squares, {"x": first, "both": True})
+        if looked:
+            optimizer.estimate(squares, {"x": second, "both": True})
+            optimizer._losses = []
+        optimizer.leave_out()
+        for both in (False, True):
+            optimizer.step(squares, {"x": first, "both": both})
+        ends.append((weights(model), optimizer.direction.state()))
+    assert same_bits(ends[0][0], ends[1][0]) and same_bits(ends[0][1], ends[1][1])
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -64,6 +65,25 @@ def test_six_steps_equal_the_paper(law: Law, queries: int, curvature: Any) -> No
         optimizer.step(of(function), {})
         torch.testing.assert_close(flat(model), theta, rtol=0, atol=1e-11)
     assert float((h[0] - 1).abs().max()) > 1e-2  # something was learned
+
+
+@pytest.mark.parametrize("eps", [1e-2, 3e-3])
+def test_the_curvature_is_that_at_the_radius_that_was_probed(eps: float) -> None:
+    """On a quadratic the second difference over eps^2 is the same at every radius, after halvings too; 1e-6."""
+    grown = []
+    for halvings in range(3):
+        model = start()
+        optimizer = HiZOO(model, lr=1e-3, eps=eps, smoothing=0.5, halve_eps=True, seed=3)
+        for _ in range(halvings):
+            optimizer.leave_out()
+        optimizer.steps = 7  # the same z, whatever came before
+        other = HiZOO(start(), lr=1e-3, eps=eps, smoothing=0.5, halve_eps=True, seed=3)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for each in (optimizer, other):
+            each.step(of(lambda joined: joined.square().sum()), {})
+            grown.append(each.direction.state()["a/0"])
+    for each in grown[1:]:
+        torch.testing.assert_close(each, grown[0], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("queries", [1, 2])

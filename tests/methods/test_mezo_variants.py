@@ -155,6 +155,24 @@ def test_the_history_follows_the_decay() -> None:
     """66 steps for 0.9: the 67th would weigh less than a thousandth; one without memory."""
     assert PastProbes("momentum", 0.9, 0.999).history == 66 and 0.9**65 > 1e-3 > 0.9**66
     assert PastProbes("momentum", 0.0, 0.999).history == 1
+    assert PastProbes("momentum", 0.5, 0.999).history == 10
+    assert PastProbes("adam", 0.0, 0.999).history == PastProbes("adam", 0.9, 0.999).history == 66
+
+
+def test_without_a_first_moment_steps_are_no_signs() -> None:
+    """beta1 0 leaves RMSProp: the slope over the root of a mean of squares, not over its own size."""
+    model, lr = start(), 1e-3
+    stored, squares = flat(model), list[Tensor]()
+    optimizer = MeZO(model, lr=lr, eps=1e-2, moments="adam", beta1=0.0, beta2=0.9, seed=SEED, lanes="off")
+    for step in range(6):
+        z = z_of(step)
+        gradient = slope_of(stored, z) * z
+        squares.insert(0, gradient.square())
+        powers = [0.9**age for age in range(len(squares))]
+        mean = sum(w * g for w, g in zip(powers, squares, strict=True)) / sum(powers)
+        stored = stored - lr * gradient / (mean.sqrt() + 1e-8)  # type: ignore[union-attr]
+        optimizer.step(of(function), {})
+        torch.testing.assert_close(flat(model), stored, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("given", [None, {"a": 3.0, "b": 1.0}])

@@ -101,7 +101,9 @@ class MaintainedSpan(OrDense):
         return torch.cat([torch.arange(head), head + chosen])
 
     def observe(self, targets: Sequence[Target], probes: Sequence[Probe]) -> None:
-        self._kept.update({name: basis for name, (_, basis) in self._next.items()})
+        # What a step that was left out has seen is no part of the course: a replay has not seen it.
+        step = probes[0].key.step
+        self._kept.update({name: basis for name, (seen, basis) in self._next.items() if seen == step})
         self._next.clear()
         self._made.clear()
 

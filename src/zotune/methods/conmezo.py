@@ -45,6 +45,8 @@ _NORM = "/norm"  # in the state, a name that no parameter has
 class Cone(Direction):
     """`along * m + across * u`: a Gaussian turned towards the momentum m."""
 
+    by_elements = True
+
     def __init__(self, law: Law, angle: float, beta: float, warmup: int) -> None:
         self.angle, self.beta, self.warmup = angle, beta, warmup
         self.u = Dense(law)

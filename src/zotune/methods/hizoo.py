@@ -70,8 +70,11 @@ class ThreePoint(Estimator):
 class Curved(Direction):
     """z / sqrt(H), with the H that the steps before have learned."""
 
-    def __init__(self, law: Law, eps: float, smoothing: float, curvature: Curvature) -> None:
-        self.eps, self.smoothing, self.curvature = eps, smoothing, curvature
+    by_elements = True
+
+    def __init__(self, law: Law, plan: ThreePoint, smoothing: float, curvature: Curvature) -> None:
+        # The radius is that of the plan, which may be halved on the way.
+        self.plan, self.smoothing, self.curvature = plan, smoothing, curvature
         self.z = Dense(law)
         # What is kept of H (rows, columns): itself, its means (rows, 1) and (1, columns), or its mean (1, 1); wide.
         self.h: dict[str, tuple[Tensor, ...]] = {}
@@ -103,7 +106,7 @@ class Curved(Direction):
         bends = []
         for probe in probes:
             plus, minus, centre = probe.losses
-            bends.append(abs(plus + minus - 2 * centre) / (2 * self.eps**2 * len(probes)))
+            bends.append(abs(plus + minus - 2 * centre) / (2 * self.plan.eps**2 * len(probes)))
         for target in targets:
             self._learn(target, probes, bends)
 
@@ -182,11 +185,12 @@ def HiZOO(
         raise ConfigError(f"smoothing must be in [0, 1), got {smoothing}. Remedy: 1e-8 is HiZOO's, 0 is MeZO.")
     if curvature not in get_args(Curvature):
         raise ConfigError(f"curvature is {curvature!r}. Remedy: use one of {', '.join(get_args(Curvature))}.")
+    plan = ThreePoint(eps, queries)
     return ZerothOrder(
         model,
         lr=lr,
-        direction=Curved(law, eps, smoothing, curvature),
-        estimator=ThreePoint(eps, queries),
+        direction=Curved(law, plan, smoothing, curvature),
+        estimator=plan,
         rule=Sgd(),
         seed=seed,
         method="hizoo",

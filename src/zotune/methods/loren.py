@@ -80,6 +80,8 @@ def above_mean(losses: Sequence[float]) -> list[float]:
 class RankOne(Direction):
     """s = H^-1/2 u up to sqrt(damping), with H the rank-one curvature that a describes; vectors get u."""
 
+    by_elements = True
+
     def __init__(self, law: Law, damping: float, lr_cov: float, spread: float, form: Form, keep: int) -> None:
         self.damping, self.lr_cov, self.spread, self.form = damping, lr_cov, spread, form
         self.u = Dense(law)

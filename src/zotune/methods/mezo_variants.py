@@ -8,10 +8,11 @@
 
 Layer-wise training is the option `blocks` of every method.
 
-Differs from the paper in: the first one-point step has no earlier loss and moves nothing; the paper prints the estimate
-without z_t. Past probes are cut off where they weigh less than a thousandth of the newest, and Adam's averages are
-divided by the sum of the weights that are left: the bias correction, exact as long as nothing is cut off. Momentum is
-torch's, m <- beta m + g. d is per tensor (the paper: per layer) and divided by its mean, so that eps and lr keep
+Differs from the paper in: the first one-point step has no earlier loss and moves nothing; the paper prints the
+estimate without z_t. Past probes are cut off where they weigh less than a thousandth of the newest in the first
+moment, and Adam's averages are divided by the sum of the weights that are left: the bias correction, exact as long as
+nothing is cut off. So its second moment is a mean of the last 66 steps where beta2 would reach back further. Momentum
+is torch's, m <- beta m + g. d is per tensor (the paper: per layer) and divided by its mean, so that eps and lr keep
 their size; a tensor of zeros has d = 1. The paper found none of these better than MeZO.
 Differs from the released code in: it stores moments and gradients; its sample schedule is off unless it is named.
 """
@@ -38,6 +39,7 @@ Moments = Literal["momentum", "adam"]
 
 # Past probes that weigh less than this beside the newest are forgotten.
 _NEGLIGIBLE = 1e-3
+_SQUARES = 66  # steps that Adam's second moment is the mean of, at least; as many as count for beta1 0.9
 
 
 @final
@@ -90,6 +92,10 @@ class ResidualFeedback(Estimator):
 class PastProbes(Rule):
     """Momentum or Adam from the probes of the last `history` steps; the state is those probes, no moments.
 
+    Without `history` as many steps as the powers of beta1 count for (above 1/1000), and 66 at least for Adam. Its
+    second moment is then a mean over these steps, weighted by powers of beta2, not over the thousands that beta2 0.999
+    would reach back: older probes are not kept.
+
     The directions of past steps are drawn again, so they must depend on nothing but their key.
     """
 
@@ -104,7 +110,9 @@ class PastProbes(Rule):
         if history is not None and history < 1:
             raise ConfigError(f"history must be at least 1, got {history}. Remedy: leave it out, or 66 for beta1 0.9.")
         self.moments, self.beta1, self.beta2, self.zeta = moments, beta1, beta2, zeta
-        self.history = history if history is not None else _significant(beta1)
+        # Squares want a mean over some steps even where the first moment has none: of one step it would be a sign.
+        least = _SQUARES if moments == "adam" else 1
+        self.history = history if history is not None else max(_significant(beta1), least)
         self.past: list[list[Probe]] = []  # of each step, the oldest first
 
     def begin(self, probes: Sequence[Probe]) -> None:
