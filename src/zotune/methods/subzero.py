@@ -113,8 +113,8 @@ class CoreAdam(Rule):
 
     by_factors = True
 
-    def __init__(self, rank: int, beta1: float, beta2: float, lr: float, vector_lr: float) -> None:
-        self.rank, self.beta1, self.beta2, self.lr, self.vector_lr = rank, beta1, beta2, lr, vector_lr
+    def __init__(self, rank: int, beta1: float, beta2: float, vector_lr: float) -> None:
+        self.rank, self.beta1, self.beta2, self.vector_lr = rank, beta1, beta2, vector_lr
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}  # (r, r) float64 each
         self.taken: dict[str, tuple[int, int]] = {}  # the window of the moments, and the steps since they began
 
@@ -140,8 +140,7 @@ class CoreAdam(Rule):
         return Factors((-lr * (u.to(torch.float64) @ core)).to(wide), v, 1.0)
 
     def update(self, block: Block, probes: Sequence[Probe], lr: float, weight_decay: float) -> Tensor:
-        # As a schedule, or a group of its own, changes lr, so it changes vector_lr.
-        return Sgd().update(block, probes, self.vector_lr * (lr / self.lr if self.lr else bool(lr)), weight_decay)
+        return Sgd().update(block, probes, self.vector_lr if lr else 0.0, weight_decay)
 
     def state(self) -> State:
         moments = {f"{name}/{i}": part for name, both in self.moments.items() for i, part in enumerate(both)}
@@ -191,7 +190,7 @@ def SubZero(
         lr=lr,
         direction=Subspace(rank, interval, reshape),
         estimator=TwoSided(eps, queries) if sides == 2 else OneSided(eps, queries),
-        rule=CoreAdam(rank, beta1, beta2, lr, vector_lr) if adam else Sgd(),
+        rule=CoreAdam(rank, beta1, beta2, vector_lr) if adam else Sgd(),
         seed=seed,
         method="subzero",
         arguments={

@@ -18,8 +18,8 @@ NS runs in float64 and is rounded; on another machine or with other threads its 
 
 Differs from the paper in: nothing known to us; we had its code and notes on it.
 Differs from the released code in: P is a pure function of the window, so the step that refreshes it uses one P for all
-its queries (there each query draws its own and the update takes the last); NS does not run in 16 bits; vector_lr
-follows lr, as a schedule or a parameter group changes it.
+its queries (there each query draws its own and the update takes the last); NS does not run in 16 bits; vectors rest
+where lr is 0.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class MatrixSign(Rule):
 
     by_factors = True
 
-    def __init__(self, lr: float, vector_lr: float) -> None:
-        self.lr, self.vector_lr = lr, vector_lr
+    def __init__(self, vector_lr: float) -> None:
+        self.vector_lr = vector_lr
 
     def change(self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float) -> Factors | None:
         if target.data.dim() < 2:
@@ -118,8 +118,7 @@ class MatrixSign(Rule):
         return Factors(left, newton_schulz(g).T.to(wide), 1.0)
 
     def update(self, block: Block, probes: Sequence[Probe], lr: float, weight_decay: float) -> Tensor:
-        # As a schedule, or a group of its own, changes lr, so it changes vector_lr.
-        return Sgd().update(block, probes, self.vector_lr * (lr / self.lr if self.lr else bool(lr)), weight_decay)
+        return Sgd().update(block, probes, self.vector_lr if lr else 0.0, weight_decay)
 
 
 def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
@@ -156,7 +155,7 @@ def ZOMuon(
         lr=lr,
         direction=LeftBasis(rank, interval),
         estimator=OneSided(eps, queries),
-        rule=MatrixSign(lr, vector_lr),
+        rule=MatrixSign(vector_lr),
         seed=seed,
         method="zo_muon",
         arguments={
