@@ -83,6 +83,15 @@ def test_card(config: Config, hub: Hub) -> None:
     assert "zotune replay trained/zotune --verify" in card and str(settings.output_dir.parent) not in card
 
 
+def test_card_of_a_method_that_needs_the_rows(config: Config, hub: Hub) -> None:
+    """It does not promise a replay without data."""
+    settings = config(method="agzo", method_args={"rank": 2}, steps=2, eval=None)
+    train(settings, Quiet())
+    push(settings.output_dir, "me/trained", Quiet(), api=hub)
+    card = (hub.folder / "README.md").read_text()
+    assert "without data" not in card and "with the rows it was trained on" in card
+
+
 def test_journal_alone(config: Config, hub: Hub) -> None:
     """No weights at all: kilobytes."""
     settings = config()

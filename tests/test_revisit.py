@@ -12,6 +12,9 @@ import torch
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, JournalError, RunError
+from zotune.export import export
+from zotune.history.checkout import checkout
+from zotune.history.verify import verify
 from zotune.journal import HashRecord, Journal
 from zotune.journal import read as read_journal
 from zotune.load import load_model
@@ -56,6 +59,33 @@ def test_replay_is_the_run(config: Config, tmp_path: Path, dtype: str, scope: st
     base = load_model(config(**options))
     named = {name: p for name, p in base.named_parameters() if p.requires_grad}
     assert weights_sha256(named) != trained["weights_sha256"]
+
+
+@pytest.mark.parametrize("method", ["agzo", "aimzo"])
+@pytest.mark.parametrize("scope", ["full", "lora&last:1"])
+def test_a_method_that_reads_the_inputs_is_replayed_with_the_rows(
+    config: Config, tmp_path: Path, method: str, scope: str
+) -> None:
+    """Replay, verify, checkout, export and eval give the trained weights to the bit; other rows are refused."""
+    arguments = {"rank": 2} if method == "agzo" else {"width": 6, "head": 2, "active": 4, "probes": 3}
+    options = {"method": method, "method_args": arguments, "scope": scope, "steps": 5, "snapshot_every": 2}
+    trained, heard = train(config(**options), Quiet()), Noting()
+    run = tmp_path / "run"
+    found = replay(run, True, heard, tmp_path / "model")
+    assert found["weights_sha256"] == found["recorded_sha256"] == trained["weights_sha256"]
+    assert any("replayed with the run's rows" in line for line in heard.said)
+    assert verify(run, Quiet())["weights_sha256"] == trained["weights_sha256"]
+    assert checkout(run, 5, tmp_path / "last", Quiet())["weights_sha256"] == trained["weights_sha256"]
+    assert checkout(run, 3, tmp_path / "third", Quiet())["weights_sha256"] != trained["weights_sha256"]
+    assert export(run, tmp_path / "exported", Quiet())["weights_sha256"] == trained["weights_sha256"]
+    assert evaluate_run(config_of(RunPaths(run)), run, Quiet())["loss"] == trained["loss_after"]
+    rows = RunPaths(run).config.read_text()
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "fine", "label": 1}\n{"text": "a mess", "label": 0}\n')
+    path = next(line for line in rows.splitlines() if line.startswith("train:"))
+    RunPaths(run).config.write_text(rows.replace(path, f"train: {other}"))
+    with pytest.raises(RunError, match="the training rows have changed"):
+        replay(run, True, Quiet())
 
 
 @pytest.fixture
@@ -111,9 +141,9 @@ def test_unfinished_run(run: Path) -> None:
 def test_wrong_hash(run: Path) -> None:
     """A recorded hash that the weights do not have is an error whether asked to verify or not, naming the step."""
     rewritten(run, lambda record: HashRecord(3, "00" * 32) if isinstance(record, HashRecord) else record)
-    for verify in (True, False):
+    for asked in (True, False):
         with pytest.raises(RunError, match="after 3 steps the weights hash to"):
-            replay(run, verify, Quiet())
+            replay(run, asked, Quiet())
 
 
 def test_corrupt_journal(run: Path) -> None:

@@ -47,7 +47,8 @@ def catch_up(session: Session, folder: Folder, journal: Log, watch: Watch) -> No
                 f"{folder.path}: the weights after {optimizer.steps} steps are not those that the run recorded. "
                 "Remedy: use the versions of zotune and torch that its journal names."
             )
-    watch.say(f"Replayed steps {start} to {optimizer.steps} without data; going on from there.")
+    how = "with the run's rows" if optimizer.direction.reads_inputs else "without data"
+    watch.say(f"Replayed steps {start} to {optimizer.steps} {how}; going on from there.")
 
 
 def _intact(session: Session, rows: list[dict[str, Any]], steps: int) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def evaluate_tasks(
     found = [(name, _known(name, config.allow_task_code)) for name in names]
     model, steps = load_model(config), 0
     if run is not None:
-        steps = replay_onto(RunPaths(run).check(), model, watch)["steps"]
+        steps = replay_onto(RunPaths(run).check(), model, watch, config=config)["steps"]
     results, errors = [], list[UserError]()
     for name, task in found:
         watch.say(f"task {name}")

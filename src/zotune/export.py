@@ -65,7 +65,7 @@ def export(
             f"{paths.folder} trained numbers beside packed weights, which would round them away. Remedy: {remedy}."
         )
     before = _copy_in_scope(paths, model) if form == "delta" else {}
-    found = replay_onto(paths, model, watch, offload=offload)
+    found = replay_onto(paths, model, watch, None, offload, config)
 
     def fill(folder: Path) -> None:
         if form == "delta":

@@ -299,7 +299,7 @@ class ZerothOrder(torch.optim.Optimizer):
         if self.direction.reads_inputs and self._looked != self.steps:
             raise UserError(
                 f"{self.method} draws its directions from the inputs of the layers, so a journal alone cannot rebuild "
-                "its weights. Remedy: keep the exported model; `zotune resume` works, since it has the data."
+                "its weights. Remedy: `zotune replay RUN` or `zotune export RUN`, which read the run's rows too."
             )
         self._apply(record, self.estimator.probes(self.seed, record.step, record.losses))
 

@@ -17,6 +17,7 @@ from zotune.export import export, publish
 from zotune.history.copy import copy
 from zotune.history.steps import count_steps, hash_at
 from zotune.journal import read as read_journal
+from zotune.methods import METHODS
 from zotune.resolve import config_of
 from zotune.run import RunPaths
 from zotune.watch import Watch
@@ -94,6 +95,7 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
         library_name=libraries.get(content),
         tags=["zotune", "zeroth-order", config.method],
     )
+    alone = METHODS[config.method].replayable
     base = f"`{Path(config.model).name}`" if local else f"[{config.model}](https://huggingface.co/{config.model})"
     lines = [
         "---", data.to_yaml(), "---", "", f"# {repo.rpartition('/')[2]}", "",
@@ -103,10 +105,11 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
         *_results(paths), "## Rebuild it", "",
         f"The folder `{FOLDER}/` is the run: its config, its metrics and its journal "
         f"({paths.journal.stat().st_size:,} bytes), which holds the losses of every step. From it and the base model "
-        "the weights come out again to the bit, without data:", "",
+        f"the weights come out again to the bit, {'without data' if alone else 'with the rows it was trained on'}:", "",
         "```sh", f"hf download {repo} --include '{FOLDER}/*' --local-dir {repo.rpartition('/')[2]}",
         f"zotune replay {repo.rpartition('/')[2]}/{FOLDER} --verify --to weights", "```", "",
         *([f"`model:` in `{FOLDER}/config.yaml` must name the folder of the base model.", ""] if local else []),
+        *([] if alone else [f"They must lie where `{FOLDER}/config.yaml` says.", ""]),
         *(["`sensitive:` there must name the mask, which lies beside it.", ""] if config.sensitive else []),
         f"- hash of the base weights: `{header['base_sha256']}`",
         f"- hash of the trained weights: `{hash_at(records, steps) or 'not recorded: the run is not finished'}`",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
@@ -84,8 +85,15 @@ def rebuild(header: dict[str, Any], model: nn.Module, **options: Any) -> ZerothO
         ) from None
 
 
-def apply(optimizer: ZerothOrder, records: list[Record], steps: int | None = None) -> Replayed:
-    """Fold recorded steps into the optimizer's model, checking every recorded hash on the way."""
+def apply(
+    optimizer: ZerothOrder,
+    records: list[Record],
+    steps: int | None = None,
+    fold: Callable[[StepRecord], None] | None = None,
+) -> Replayed:
+    """Fold recorded steps into the optimizer's model, checking every recorded hash on the way. `fold` applies a step,
+    where that takes more than the record.
+    """
     recorded: HashRecord | None = None
     for record in records:
         if isinstance(record, HashRecord):
@@ -100,7 +108,7 @@ def apply(optimizer: ZerothOrder, records: list[Record], steps: int | None = Non
         elif steps is not None and optimizer.steps >= steps:
             break
         elif record.step >= optimizer.steps:
-            replay_step(optimizer, record)
+            replay_step(optimizer, record) if fold is None else fold(record)
     found = current_sha256(optimizer)
     known = recorded.sha256 if recorded is not None and recorded.step == optimizer.steps else None
     return Replayed(steps=optimizer.steps, weights_sha256=found, recorded_sha256=known, verified=known == found)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,14 @@ from zotune.journal import StepRecord
 from zotune.journal import read as read_journal
 from zotune.load import load_to_replay, load_tokenizer
 from zotune.model_folder import refuse_filled, save_folder
-from zotune.nonfinite import mean_loss
+from zotune.nonfinite import mean_loss, replay_step
 from zotune.objective.from_config import functions_of_run
 from zotune.objective.functions import Functions
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import apply, rebuild
 from zotune.resolve import config_of
 from zotune.run import RunPaths
-from zotune.session import Session
+from zotune.session import Session, check_same
 from zotune.watch import Watch
 from zotune.weights import base_sha256
 
@@ -38,9 +39,11 @@ def replay(
     trust_remote_code: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Rebuild a run's weights from base model and journal, without data. `to` is a folder that gets the model in
-    Hugging Face format; one with content is replaced only with `force`. Raises RunError for another base model and,
-    with `verify`, unless the last recorded hash is that of the run's last step and of the weights found.
+    """Rebuild a run's weights from base model and journal, and from its rows where the method reads the layers' inputs.
+
+    `to` is a folder that gets the model in Hugging Face format; one with content is replaced only with `force`. Raises
+    RunError for another base model and, with `verify`, unless the last recorded hash is that of the run's last step and
+    of the weights found.
     """
     begun = time.perf_counter()
     paths = RunPaths(run).check()
@@ -48,7 +51,7 @@ def replay(
         refuse_filled(to, force)
     config = config_of(paths, trust_remote_code)
     model, offload = load_to_replay(config)
-    found = replay_onto(paths, model, watch, offload=offload)
+    found = replay_onto(paths, model, watch, None, offload, config)
     if verify and not found["verified"]:
         raise RunError(
             f"{paths.folder}: the journal has no hash of its last step, {found['steps']}. "
@@ -71,7 +74,8 @@ def evaluate_run(
     functions = functions_of_run(config, trust_reward or run is None, Functions())
     session, steps = Session(config, training=False, functions=functions), 0
     if run is not None:
-        steps = replay_onto(RunPaths(run).check(), session.model, watch, offload=session.offload)["steps"]
+        paths, offload = RunPaths(run).check(), session.offload
+        steps = replay_onto(paths, session.model, watch, None, offload, config, functions)["steps"]
     found = session.evaluate()
     if found is None:
         raise ConfigError("there are no rows to evaluate on. Remedy: --eval FILE.")
@@ -80,13 +84,47 @@ def evaluate_run(
 
 
 def replay_onto(
-    paths: RunPaths, model: nn.Module, watch: Watch, steps: int | None = None, offload: Offload | None = None
+    paths: RunPaths,
+    model: nn.Module,
+    watch: Watch,
+    steps: int | None = None,
+    offload: Offload | None = None,
+    config: TrainConfig | None = None,
+    functions: Functions | None = None,
 ) -> dict[str, Any]:
-    """Fold a run's journal (its first `steps` steps) into its base model, checking every hash recorded on the way."""
+    """Fold a run's journal (its first `steps` steps) into its base model, checking every hash recorded on the way.
+
+    config tells what code was allowed to run (none without it); functions: what the run names, if that was imported.
+    """
     header, records, torn = read_journal(paths.journal)
     if torn:
         watch.say(f"{paths.journal} ends in {torn} bytes of an unfinished record; they are left out.")
-    return apply(optimizer_on(paths, header, model, offload), records, steps)
+    optimizer, fold = replayer(paths, header, model, watch, offload, config, functions)
+    return apply(optimizer, records, steps, fold)
+
+
+def replayer(
+    paths: RunPaths,
+    header: dict[str, Any],
+    model: nn.Module,
+    watch: Watch,
+    offload: Offload | None = None,
+    config: TrainConfig | None = None,
+    functions: Functions | None = None,
+) -> tuple[ZerothOrder, Callable[[StepRecord], None]]:
+    """The optimizer of a run at step 0 on `model`, and what folds a recorded step into it.
+
+    A method that reads the layers' inputs is shown the run's rows again. Raises RunError unless base model and rows are
+    those that the run began from, ConfigError where its rows are scored by code that was not imported.
+    """
+    optimizer = optimizer_on(paths, header, model, offload)
+    if not optimizer.direction.reads_inputs:
+        return optimizer, partial(replay_step, optimizer)
+    watch.say(f"{optimizer.method} reads the layers' inputs: its steps are replayed with the run's rows.")
+    own = config_of(paths, *((config.trust_remote_code, config.allow_task_code) if config is not None else ()))
+    session = Session(own, functions=functions_of_run(own, False, functions or Functions()), model=model).begin()
+    check_same(header, session.header(), paths)
+    return session.optimizer, session.replay
 
 
 def optimizer_on(

@@ -29,7 +29,7 @@ def checkout(
     refuse_filled(to, force)
     config = config_of(paths, trust_remote_code)
     model, offload = load_to_replay(config)
-    found = replay_onto(paths, model, watch, step, offload)
+    found = replay_onto(paths, model, watch, step, offload, config)
     save_folder(model, load_tokenizer(config), to, force)
     kind = "adapter" if hasattr(model, "peft_config") else "model"
     return {**found, "kind": kind, "to": str(to), "seconds": time.perf_counter() - begun}

@@ -9,11 +9,10 @@ from typing import Any
 from zotune.errors import RunError
 from zotune.journal import read as read_journal
 from zotune.load import load_to_replay
-from zotune.nonfinite import replay_step
 from zotune.rebuild import current_sha256
 from zotune.records import HashRecord
 from zotune.resolve import config_of
-from zotune.revisit import optimizer_on
+from zotune.revisit import replayer
 from zotune.run import RunPaths
 from zotune.watch import Watch
 
@@ -33,11 +32,13 @@ def verify(run: str | Path, watch: Watch, trust_remote_code: bool = False) -> di
             f"{paths.folder} has recorded no hash yet, so there is nothing to compare. "
             f"Remedy: `zotune resume {paths.folder}` finishes the run."
         )
-    optimizer = optimizer_on(paths, header, *load_to_replay(config_of(paths, trust_remote_code)))
+    config = config_of(paths, trust_remote_code)
+    model, offload = load_to_replay(config)
+    optimizer, fold = replayer(paths, header, model, watch, offload, config)
     right: list[int] = []
     for record in records:
         if not isinstance(record, HashRecord):
-            replay_step(optimizer, record)
+            fold(record)
         elif record.step != optimizer.steps:
             raise RunError(
                 f"{paths.journal} has the hash of step {record.step} behind step {optimizer.steps}. "
