@@ -83,6 +83,19 @@ def test_an_error_inside_the_context_restores_the_model() -> None:
     assert same_bits(weights(model), before)
 
 
+def test_a_layer_that_is_used_twice_shows_its_first_inputs() -> None:
+    """A direction sees each weight once in a forward, whatever comes later."""
+    layer = nn.Linear(4, 4)
+    shown: list[Tensor] = []
+    perturber = Perturber(layer, ["weight", "bias"], Dense())
+    perturber.direction.see = lambda target, key, inputs: shown.append(inputs)  # type: ignore[method-assign]
+    first, second = models.normals((2, 3, 4), 1), models.normals((2, 3, 4), 2)
+    with torch.no_grad(), perturber.watched(POINT.key):
+        layer(first)
+        layer(second)
+    assert len(shown) == 1 and torch.equal(shown[0], first.reshape(-1, 4))
+
+
 def test_an_unknown_name_is_refused() -> None:
     """A name that the model does not have is in the message."""
     with pytest.raises(UserError, match="'no.such'"):

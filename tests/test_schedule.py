@@ -100,6 +100,8 @@ def test_a_share_is_drawn_anew_for_each_step() -> None:
     model = Deep()
     optimizer = train("mezo", model, blocks="random:0.4")
     direction = optimizer.direction
+    third = train("mezo", Deep(), blocks="random:0.33").direction
+    assert isinstance(third, Scheduled) and len(third.chosen(Key(5, 0))) == 4  # 3.63 parts, rounded
     assert isinstance(direction, Scheduled) and direction.count == 11
     counts, trials = torch.zeros(11), 3000
     for step in range(trials):

@@ -51,6 +51,17 @@ def test_six_steps_equal_the_paper(law: Law, queries: int, warmup: int) -> None:
         torch.testing.assert_close(flat(model), theta, rtol=0, atol=1e-12)
 
 
+def test_the_cone_s_axis_is_that_of_all_tensors() -> None:
+    """Also where a step moves a part: |m| is over what rests too."""
+    optimizer = models.train("conmezo", tiny("llama"), blocks="cycle", warmup=0)
+    for _ in range(5):
+        optimizer.step(loss, batch_for("llama"))
+    state = optimizer.direction.state()
+    norm = state.pop("/norm")
+    assert len(state) == len(optimizer.names)
+    assert float(norm) == pytest.approx(float(torch.cat([m.flatten() for m in state.values()]).double().norm()))
+
+
 def pointed(angle: float) -> tuple[Any, Tensor]:
     """An optimizer whose momentum is known, and that momentum."""
     optimizer = ConMeZO(start(), eps=1e-2, angle=angle)

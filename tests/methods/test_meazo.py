@@ -88,6 +88,13 @@ def test_weight_decay_is_not_divided() -> None:
     assert torch.equal(model.b.detach(), before["b"])
 
 
+def test_groups_and_blocks_are_not_combined() -> None:
+    """A group of tensors that all rest has the slope 0, which would make its next steps longer; one group is fine."""
+    with pytest.raises(ConfigError, match="groups is 2, and blocks cuts the scope.*Remedy"):
+        MEAZO(models.tiny("llama"), groups=2, blocks="cycle")
+    assert MEAZO(models.tiny("llama"), blocks="cycle").blocks == "cycle"
+
+
 WRONG = [{"beta": 1.0}, {"beta": -0.1}, {"zeta": 0.0}, {"groups": 0}, {"groups": 4}, {"queries": 0}, {"eps": 0.0}]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zotune.errors import ConfigError
 from zotune.methods import MeZO
-from zotune.methods.mezo_variants import GrowingSamples, PastProbes, gradient_norms
+from zotune.methods.mezo_variants import GrowingSamples, PastProbes, ResidualFeedback, gradient_norms
 from zotune.noise import Key, noise
 from zotune.rebuild import rebuild
 
@@ -197,6 +197,36 @@ def test_rescaled_directions(scaling: Any, given: dict[str, float] | None) -> No
     later = MeZO(model, scaling=scaling)
     later.load_state_dict(optimizer.state_dict())
     assert [float(d) for d in later.direction.state().values()] == scales
+
+
+@pytest.mark.parametrize("moments", ["momentum", "adam"])
+def test_past_probes_are_rescaled_too(moments: Any) -> None:
+    """Momentum and Adam of c d z, where the variance is modified; 1e-9."""
+    model, lr, eps = start(), 0.002, 1e-2
+    theta, scales = flat(model), {"a": 0.5, "b": 1.5}
+    d = torch.tensor([0.5] * 30 + [1.5] * 7, dtype=torch.float64)
+    gradients: list[Tensor] = []
+    options: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "scaling": "variance", "scales": scales}
+    optimizer = MeZO(model, lr=lr, eps=eps, moments=moments, seed=SEED, **options)
+    for step in range(5):
+        z = z_of(step)
+        gradients.insert(0, slope_of(theta, z / d, eps) * d * z)
+        first, second = ([beta**age for age in range(len(gradients))] for beta in (0.9, 0.99))
+        sums = [sum(w * g**k for w, g in zip(p, gradients, strict=True)) for p, k in ((first, 1), (second, 2))]
+        if moments == "momentum":
+            theta = theta - lr * sums[0]
+        else:
+            theta = theta - lr * (sums[0] / sum(first)) / ((sums[1] / sum(second)).sqrt() + 1e-8)  # type: ignore[union-attr]
+        optimizer.step(of(function), {})
+        torch.testing.assert_close(flat(model), theta, rtol=0, atol=1e-9)
+
+
+def test_feedback_remembers_the_last_loss_whether_it_rose_or_fell() -> None:
+    """Losses of 3, 1, 2, 5: each against the one before it."""
+    estimator = ResidualFeedback(0.1)
+    for step, (value, before) in enumerate([(3.0, 3.0), (1.0, 3.0), (2.0, 1.0), (5.0, 2.0)]):
+        assert estimator.probes(0, step, [value])[0].coef == pytest.approx((value - before) / 0.1)
+        estimator.observe(0, step, [value])
 
 
 def test_the_modified_variance_is_unbiased_and_the_expectation_is_not() -> None:

@@ -130,7 +130,8 @@ def MEAZO(
 ) -> ZerothOrder:
     """MEAZO on `model`; `options` are those of `ZerothOrder`.
 
-    Raises ConfigError unless 0 <= beta < 1, zeta > 0 and groups is at least 1 and at most the number of tensors.
+    Raises ConfigError unless 0 <= beta < 1, zeta > 0 and groups is at least 1 and at most the number of tensors, and
+    for several groups with `blocks`.
     """
     if not 0 <= beta < 1:
         raise ConfigError(f"beta must be in [0, 1), got {beta}. Remedy: 0.99 remembers about a hundred steps.")
@@ -138,6 +139,11 @@ def MEAZO(
         raise ConfigError(f"zeta must be a positive number, got {zeta}. Remedy: 1e-8.")
     if groups < 1:
         raise ConfigError(f"groups must be at least 1, got {groups}. Remedy: 1 normalises the run as a whole.")
+    if groups > 1 and options.get("blocks") is not None:
+        # A group that rests would have the slope 0, and its v would shrink for it.
+        raise ConfigError(
+            f"groups is {groups}, and blocks cuts the scope into parts too. Remedy: groups 1, or no blocks."
+        )
     return ZerothOrder(
         model,
         lr=lr,
