@@ -24,6 +24,7 @@ from zotune.distributed.sharded import no_gradient, released
 from zotune.estimate import Point
 from zotune.evaluate import evaluating
 from zotune.evaluator import asked, batch_rows
+from zotune.objective.model_kind import ignores_positions
 from zotune.perturb import Perturber
 from zotune.scope import blocks
 from zotune.scorer import Objective
@@ -165,6 +166,9 @@ class Reuse:
         depth = min(finished.index(False) if False in finished else len(finished), len(layers))
         if not depth:
             self.reason = "parameters in scope are used before or inside the first block"
+            return None
+        if _goes_on(objective) and ignores_positions(model):
+            self.reason = "prompts behind virtual tokens may be read one by one"
             return None
         if _goes_on(objective) and caches[0] is None:
             self.reason = "the model keeps no cache that its blocks could be handed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,29 @@ def test_cut_and_stacked_batches(make: Any, make_model: Any, repeat: Any) -> Non
     part = {key: value[2:4] if isinstance(value, Tensor) else value for key, value in batch.items()}
     assert torch.equal(objective(model, part), losses[2:4])
     assert torch.equal(objective(model, repeat(batch, 2)), losses.repeat(2))
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_padding_behind_virtual_tokens_is_not_counted(name: str, kind: str, make: Any, make_model: Any) -> None:
+    """Prompts of several lengths in one batch say what each says alone, in what tells of the model too; float64."""
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    objective = make(reward(checksum), name)
+    config = {"prompt": PromptTuningConfig, "prefix": PrefixTuningConfig}[kind](
+        task_type="CAUSAL_LM", num_virtual_tokens=3
+    )
+    with warnings.catch_warnings():  # PEFT asks transformers for an old name
+        warnings.simplefilter("ignore")
+        model = models.seeded(lambda: get_peft_model(make_model(name), config)).eval().double()
+    examples = objective.encode(ROWS)
+    assert len(set(objective.lengths(examples))) > 2
+    alone = [objective.collate([example]) for example in examples]
+    whole = objective.collate(examples)
+    assert torch.equal(objective(model, whole), torch.cat([objective(model, each) for each in alone]))
+    told = objective.witness(model, whole, 0)
+    numbers = [objective.witness(model, each, 0) for each in alone[:1]]
+    torch.testing.assert_close(told[:1], torch.cat(numbers), rtol=1e-12, atol=1e-12)
 
 
 def test_what_a_function_is_given(make: Any, make_model: Any, tokenizers: Any) -> None:

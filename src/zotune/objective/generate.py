@@ -6,6 +6,7 @@ is a function of (seed, step, example, position), so that both sides of a probe 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -16,7 +17,7 @@ from numpy.random import PCG64, SeedSequence
 from torch import Tensor, nn
 
 from zotune.errors import ConfigError
-from zotune.objective.model_kind import accepts, whole_product
+from zotune.objective.model_kind import accepts, ignores_positions, whole_product
 from zotune.objective.tokens import Ids, TextCoder
 
 # Separate these uses of numbers from those of data/batching.py.
@@ -58,6 +59,9 @@ def complete(
     prompts (B, T) int64, padded on the left for decoders; seen (B, T), 0 at padding. draw: for each prompt the numbers
     that, with the seed, decide its noise. Raises ConfigError for a model that cannot generate.
     """
+    if _counts_padding(model, seen):
+        alone = zip(_unpadded(prompts, seen), draw, strict=True)
+        return [complete(model, coder, *each, decoding, [own])[0] for each, own in alone]
     ends = end_tokens(model, coder)
     start = _start(model, prompts)
     logits = _Logits(decoding, draw, start, prompts.device)
@@ -74,6 +78,9 @@ def forced(
 
     A generation like any other but for the choice of the words, so that it can be compared to rounding.
     """
+    if _counts_padding(model, seen):
+        alone = zip(_unpadded(prompts, seen), numbers, strict=True)
+        return torch.cat([forced(model, coder, *each, [own], most) for each, own in alone])
     words = _Forced(numbers, _start(model, prompts))
     _generated(model, coder, prompts, seen, min(most, _FORCED), [], words, [])
     return words.said
@@ -102,7 +109,9 @@ def _generated(
         disable_compile=True,
     )  # fmt: skip
     tuned: Any = model
-    with torch.no_grad(), whole_product(model):
+    with torch.no_grad(), whole_product(model), warnings.catch_warnings():
+        # PEFT, of the positions that transformers makes up: without padding they are the same without it.
+        warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
         out: Tensor = tuned.generate(
             input_ids=prompts,
             attention_mask=seen,
@@ -111,6 +120,18 @@ def _generated(
             stopping_criteria=StoppingCriteriaList(stops),
         )
     return out
+
+
+def _counts_padding(model: nn.Module, seen: Tensor) -> bool:
+    """Whether padding would be counted: virtual tokens stand before it, and PEFT leaves out where the text begins."""
+    lengths = seen.sum(1)
+    return not _encodes(model) and ignores_positions(model) and bool((lengths != lengths[0]).any())
+
+
+def _unpadded(prompts: Tensor, seen: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Each prompt alone, without what stands before it."""
+    lengths = seen.sum(1).tolist()
+    return [(ids[None, -n:], mask[None, -n:]) for ids, mask, n in zip(prompts, seen, lengths, strict=True)]
 
 
 def _start(model: nn.Module, prompts: Tensor) -> int:
