@@ -113,6 +113,36 @@ def test_merged_adapter(trained: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(loaded, "llama"), logits(model, "llama"), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        *(("gpt2", targets) for targets in (["lm_head"], ["wte"], ["wte", "lm_head"], ["lm_head", "c_attn"])),
+        ("bert", ["decoder"]),
+        ("bert", ["word_embeddings"]),
+        ("t5", ["lm_head"]),
+    ],
+)
+def test_merged_adapter_of_tied_weights(trained: Any, tmp_path: Path, family: str, targets: list[str]) -> None:
+    """What is folded into the head or the embeddings is no part of the other, though they began as one matrix."""
+    pytest.importorskip("peft")
+    import transformers
+
+    run, model = trained(family, **{**LORA, "lora_targets": targets})
+    export(run, tmp_path / "out", Quiet(), "merge")
+    loaded: Any = getattr(transformers, AUTO[family]).from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(loaded, family), logits(model, family), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(loaded.get_input_embeddings().weight, loaded.get_output_embeddings().weight)
+
+
+def test_weights_that_cannot_be_parted(trained: Any, tmp_path: Path) -> None:
+    """An encoder's embeddings are also the decoder's: the delta of one of them cannot be folded in."""
+    pytest.importorskip("peft")
+    run, _ = trained("t5", **{**LORA, "lora_targets": ["encoder.embed_tokens"]})
+    with pytest.raises(ConfigError, match="cannot be folded in: they share weights .* Remedy: --adapter"):
+        export(run, tmp_path / "out", Quiet(), "merge")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_delta(trained: Any, config: Any, tmp_path: Path, dtype: str) -> None:
     """Base plus delta, rounded once, is the trained weight to the bit; the file says which hash that is."""

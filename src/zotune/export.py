@@ -5,6 +5,7 @@ A folder is written aside and renamed when whole, so a kill leaves all of it or 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from zotune.adapters import added_by, can_merge, for_others, is_adapter
 from zotune.aside import whole_folder
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
+from zotune.head import untie
 from zotune.journal import read
 from zotune.load import load_to_replay, load_tokenizer, quiet
 from zotune.model_folder import refuse_filled
@@ -42,8 +44,8 @@ def export(
     form: "merge" a Hugging Face model with LoRA folded into it, "adapter" a PEFT adapter, "delta" trained minus base
     weights of the parameters in scope, in one safetensors file; None is "adapter" for a run with scope lora, prefix or
     prompt, and "merge" otherwise. Returns form, to, bytes, steps, weights_sha256. Raises ConfigError for an adapter of
-    a run that trained none, and for merging virtual tokens, RunError for a folder that holds something (unless `force`)
-    or cannot be written, and what a replay raises.
+    a run that trained none, and for merging virtual tokens or adapters of shared weights, RunError for a folder that
+    holds something (unless `force`) or cannot be written, and what a replay raises.
     """
     paths = RunPaths(run).check()
     config = config_of(paths, trust_remote_code)
@@ -90,10 +92,39 @@ def write_model(folder: Path, model: nn.Module, config: TrainConfig, merge: bool
     """
     plain: Any = for_others(model)
     if merge and hasattr(model, "merge_and_unload"):
-        plain = model.merge_and_unload()  # type: ignore[operator]
+        plain = _merged(model)
     with quiet():
         plain.save_pretrained(folder)
         load_tokenizer(config).save_pretrained(folder)
+
+
+def _merged(model: Any) -> Any:
+    """A PEFT model as its base with the adapters folded in, in place.
+
+    A head that shares its matrix with the input embeddings gets its own where either has an adapter: what is folded
+    into one of them is no part of the other. Raises ConfigError where they cannot be parted.
+    """
+    reason = "they share weights with other parts of the model"
+    try:
+        if _shares(model):
+            untie(model)
+    except ConfigError as error:
+        reason = str(error).partition(" Remedy")[0]
+    else:
+        if not _shares(model):
+            return model.merge_and_unload()
+    raise ConfigError(f"the adapters cannot be folded in: {reason.rstrip('.')}. Remedy: --adapter.")
+
+
+def _shares(model: nn.Module) -> bool:
+    """Whether a layer under an adapter has a weight that stands in another place too."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    # A module may stand below two others, of which one has put an adapter around it.
+    layers = (layer for module in model.modules() for layer in module.children())
+    places = Counter(id(weight) for layer in layers for weight in layer.parameters(recurse=False))
+    under = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return any(places[id(weight)] > 1 for layer in under for weight in layer.parameters(recurse=False))
 
 
 def publish(to: Path, fill: Callable[[Path], None], force: bool = False) -> int:

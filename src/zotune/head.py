@@ -49,6 +49,8 @@ def untie(model: nn.Module) -> nn.Module:
         return model
     base: Any = unwrap(model)
     head, before = head_of(model), _logits(base)
+    if hasattr(head, "get_base_layer"):  # LoRA stands around it
+        head = head.get_base_layer()  # type: ignore[operator]
     # A bias too may stand in two places (BERT), which loading an untied model does not put together again.
     for name, parameter in list(head.named_parameters(recurse=False)):
         setattr(head, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))

@@ -134,12 +134,13 @@ def write_start(path: Path, model: nn.Module) -> None:
 def peft_quiet(seed: int = 0) -> Iterator[None]:
     """While PEFT adds something: what it draws from torch's global generator is seeded, and that put back as it was.
 
-    It also warns of an attribute of transformers that is being renamed, and of a setting that it corrects by itself:
-    nothing a user could act on.
+    It also warns of an attribute of transformers that is being renamed, of a setting that it corrects by itself, and
+    of merging what is tied, which `zotune.export` parts before: nothing a user could act on.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
         torch.manual_seed(seed)
         yield
 
