@@ -101,13 +101,15 @@ def test_adapter(
     assert not torch.equal(before, logits(model, family)[:, -before.shape[1] :])
 
 
-def test_merged_adapter(trained: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [LORA, {"scope": "bank", "method": "lozo"}])
+def test_merged_adapter(trained: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     """Folded into its base it is a plain model, whose logits differ by rounding alone."""
     pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
-    run, model = trained(**LORA)
+    run, model = trained(**options)
     assert export(run, tmp_path / "out", Quiet(), "merge")["form"] == "merge"
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not any("lora" in name for name, _ in loaded.named_parameters())
     torch.testing.assert_close(logits(loaded, "llama"), logits(model, "llama"), rtol=1e-4, atol=1e-5)

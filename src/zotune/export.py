@@ -91,8 +91,8 @@ def write_model(folder: Path, model: nn.Module, config: TrainConfig, merge: bool
     A model with adapters is written as the base model with them folded in; with merge=False the adapter alone.
     """
     plain: Any = for_others(model)
-    if merge and hasattr(model, "merge_and_unload"):
-        plain = _merged(model)
+    if merge and hasattr(plain, "merge_and_unload"):
+        plain = _merged(plain)
     with quiet():
         plain.save_pretrained(folder)
         load_tokenizer(config).save_pretrained(folder)
