@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.models import one_thread as one_thread  # noqa: PLC0414 - a fixture of this module too
 
 from zotune import evaluate_tasks as module
 from zotune.config import TrainConfig
-from zotune.errors import ConfigError, DataError
+from zotune.errors import ConfigError, DataError, UserError
 from zotune.evaluate_tasks import evaluate_tasks
+from zotune.load import load_model
 from zotune.revisit import evaluate_run
 from zotune.session import Session
 from zotune.train import train
@@ -101,3 +105,20 @@ def test_the_harness_itself(config: Config, tasks: Path, monkeypatch: pytest.Mon
     )["tasks"]
     assert theirs["accuracy"] == pytest.approx(ours["accuracy"]) and theirs["examples"] == ours["examples"] == 10
     assert theirs["low"] < theirs["accuracy"] < theirs["high"] and theirs["lm_eval"]["acc"] == theirs["accuracy"]
+
+
+def test_the_harness_is_told_what_the_model_reads(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval cuts its prompts to the positions that there are, also where it is asked for more."""
+    given: dict[str, Any] = {}
+    fakes = {
+        "lm_eval": SimpleNamespace(simple_evaluate=lambda *_, **__: None),
+        "lm_eval.models": SimpleNamespace(),
+        "lm_eval.models.huggingface": SimpleNamespace(HFLM=lambda **named: given.update(named)),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setitem(sys.modules, name, fake)
+    monkeypatch.setattr(module, "_manager", lambda: None)
+    settings = config("gpt2", max_length=600)
+    with pytest.raises(UserError, match="lm-eval gives no result of its own for x"):
+        module._harness(settings, load_model(settings), "x", {})
+    assert given["max_length"] == 64

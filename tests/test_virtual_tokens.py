@@ -188,3 +188,14 @@ def test_the_file_is_checked(config: Config, tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").unlink()
     train(config(scope="prefix", steps=1), Quiet())
     assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("kind", ADD)
+def test_more_than_there_are_positions_for(kind: str) -> None:
+    """Virtual tokens take positions from a table of them: one must be left."""
+    with pytest.raises(
+        ConfigError, match="32 virtual tokens leave no room .* 32 positions. Remedy: lower --prefix-tok"
+    ):
+        ADD[kind](small("gpt2"), 32)
+    assert virtual_tokens(ADD[kind](small("gpt2"), 31)) == 31
+    assert virtual_tokens(ADD[kind](small("llama"), 32)) == 32

@@ -14,6 +14,7 @@ from torch import nn
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
 from zotune.load import load_model, load_tokenizer
+from zotune.objective.make import fitted
 from zotune.revisit import replay_onto
 from zotune.run import RunPaths
 from zotune.session import Session
@@ -98,7 +99,8 @@ def _harness(config: TrainConfig, model: nn.Module, name: str, given: Mapping[st
     from lm_eval.models.huggingface import HFLM
 
     size, limit = config.eval_batch_size, given.get("eval_rows")
-    wrapped = HFLM(pretrained=model, tokenizer=load_tokenizer(config), batch_size=size, max_length=config.max_length)
+    length = fitted(config, model).max_length
+    wrapped = HFLM(pretrained=model, tokenizer=load_tokenizer(config), batch_size=size, max_length=length)
     most = None if limit is None else int(limit)
     try:
         found = simple_evaluate(wrapped, tasks=[name], limit=most, task_manager=_manager())

@@ -238,14 +238,6 @@ def device_of(config: TrainConfig) -> torch.device:
         raise ConfigError(f"device {config.device!r} cannot be used: {reason}. Remedy: --device cpu or auto.") from None
 
 
-def load_config(config: TrainConfig) -> Any:
-    """The model's transformers config: enough to tell what kind of model it is, without its weights."""
-    from transformers import AutoConfig
-
-    with _explained(config.model, "config"), quiet():
-        return AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
-
-
 @contextmanager
 def _explained(model: str, what: str, packed: str | None = None) -> Iterator[None]:
     try:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zotune.durable import write_file
 from zotune.errors import ConfigError, RunError, UserError
 from zotune.machine import is_shortage
-from zotune.objective.model_kind import model_kind
+from zotune.objective.model_kind import model_kind, most_positions
 from zotune.scope import input_embeddings
 
 _TASKS = {"causal": "CAUSAL_LM", "masked": "FEATURE_EXTRACTION", "seq2seq": "SEQ_2_SEQ_LM"}
@@ -32,7 +32,7 @@ def add_prefix(model: nn.Module, tokens: int = 5, seed: int = 0, values: Tensor 
     """`model` with `tokens` trainable keys and values before those of the text, in every layer; all else is frozen.
 
     They begin as the activations of `tokens` random tokens, or as `values` (tokens, layers * 2 * heads * head size).
-    Raises ConfigError for a model that is not causal or takes no keys and values from before.
+    Raises ConfigError for a model that is not causal, takes no keys and values from before, or has too few positions.
     """
     kind = model_kind(model)
     if kind != "causal":
@@ -41,6 +41,7 @@ def add_prefix(model: nn.Module, tokens: int = 5, seed: int = 0, values: Tensor 
             "seq2seq": "PEFT's prefix of an encoder-decoder model is shared by pairs of layers",
         }[kind]
         raise ConfigError(f"prefix cannot be added: {why}. Remedy: --scope prompt or lora.")
+    _leave_room(model, tokens)
     if values is None and not _is_meta(model):
         values = activations(model, random_tokens(model, tokens, seed))
     return _add(model, "PrefixTuningConfig", tokens, lambda _: values, task_type=_TASKS[kind], prefix_projection=False)
@@ -50,8 +51,9 @@ def add_prompt(model: nn.Module, tokens: int = 5, seed: int = 0) -> nn.Module:
     """`model` with `tokens` trainable input embeddings before those of the text; all else is frozen.
 
     They begin as the embeddings of `tokens` random tokens. Of an encoder-decoder model the encoder reads them.
-    Raises ConfigError for a model without input embeddings.
+    Raises ConfigError for a model without input embeddings or with too few positions.
     """
+    _leave_room(model, tokens)
     table = _embeddings(model, "prompt")
     ids = random_tokens(model, tokens, seed)
 
@@ -143,6 +145,16 @@ def peft_quiet(seed: int = 0) -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
         torch.manual_seed(seed)
         yield
+
+
+def _leave_room(model: nn.Module, tokens: int) -> None:
+    """Raises ConfigError where virtual tokens fill all positions that the model has."""
+    most = most_positions(model)
+    if most is not None and tokens >= most:
+        raise ConfigError(
+            f"{tokens} virtual tokens leave no room for a text in the model's {most} positions. Remedy: lower "
+            "--prefix-tokens."
+        )
 
 
 def _add(model: nn.Module, name: str, tokens: int, first: Callable[[Any], Tensor | None], **settings: Any) -> nn.Module:

@@ -52,6 +52,14 @@ def _cover(text: str, parts: set[str]) -> list[str]:
     return found
 
 
+def test_as_many_as_there_are_positions_for(config: Config) -> None:
+    """A model with a table of positions is not shown more than it can read."""
+    session = Session(config("gpt2"))
+    lengths = [len(example.prompt) for example in demonstrated(session, 22, seed=3)]
+    assert 50 < max(lengths) <= 64
+    assert in_context(session, 22).examples == 10
+
+
 def test_as_many_as_fit(config: Config) -> None:
     """Whole demonstrations are left out, the prompt itself never is; one more would be too long."""
     session = Session(config(max_length=24))

@@ -51,6 +51,15 @@ def test_label_words(rows: Path, tiny: Any) -> None:
     assert first["right"] == [0] and json.loads(json.dumps(found)) == found
 
 
+def test_positions(rows: Path, tiny: Any) -> None:
+    """What a model has no positions for does not fit, whatever the longest length."""
+    long = rows.with_name("long.jsonl")
+    long.write_text(json.dumps({"text": "good film " * 50}) + "\n")
+    for family, most, cut in (("gpt2", 64, 1), ("llama", 512, 0)):
+        found = look(config(long, model=str(tiny(family))))
+        assert (found["max_length"], found["cut"]) == (most, cut)
+
+
 def test_mask(rows: Path, tiny: Any) -> None:
     """For a masked model the gap in the prompt is marked, and the words that may fill it."""
     options = {"label_words": ["terrible", "great"], "template": "{{ text }} it was {{ mask }}"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from zotune.errors import ConfigError
 from zotune.load import load_model, load_tokenizer
 from zotune.objective.label_words import LabelWords
 from zotune.objective.language_model import LanguageModel
-from zotune.objective.make import make_objective
+from zotune.objective.make import fitted, make_objective
 
 Config = Callable[..., TrainConfig]
 
@@ -56,3 +58,46 @@ def test_a_task_that_cannot_be_calibrated(config: Config) -> None:
     settings = config("bert", task="sst2", train=None, template=None, label_words=None, calibrated=True)
     with pytest.raises(ConfigError, match="task sst2 is not calibrated with this model. Remedy: leave --calibrated"):
         make_objective(settings, load_tokenizer(settings), load_model(settings))
+
+
+LONG = [{"text": "good film " * 50, "label": n % 2} for n in range(2)]
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # PEFT's, of generated words
+@pytest.mark.parametrize(
+    ("family", "scope", "kind"),
+    [
+        *(("gpt2", scope, kind) for scope in ("full", "prompt", "prefix") for kind in ("words", "text", "reward")),
+        *(("bert", scope, "words") for scope in ("full", "prompt")),
+    ],
+)
+def test_rows_longer_than_the_positions(config: Config, family: str, scope: str, kind: str) -> None:
+    """They are cut to what the model can read beside virtual tokens, and completions have their room too."""
+    if scope != "full":
+        pytest.importorskip("peft")
+    options: dict[str, Any] = {
+        "words": {},
+        "text": {"label_words": None},
+        "reward": {"label_words": None, "objective": "f1", "completion_column": "text", "max_new_tokens": 20},
+    }[kind]
+    settings = config(family, scope=scope, **options)
+    model = load_model(settings)
+    objective = make_objective(settings, load_tokenizer(settings), model)
+    examples = objective.encode(LONG)
+    room = 64 - (0 if scope == "full" else settings.prefix_tokens) - (20 if kind == "reward" else 0)
+    assert objective.lengths(examples) == [room, room] and all(example.cut for example in examples)
+    assert objective(model, objective.collate(examples)).isfinite().all()
+
+
+def test_what_is_said_of_a_length(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    """A length that was asked for and is too large is named; the default is lowered without a word, or stays."""
+    model, rotary = load_model(config("gpt2")), load_model(config("llama"))
+    with caplog.at_level(logging.WARNING):
+        assert fitted(config("gpt2"), model).max_length == 64
+        assert fitted(config("gpt2", max_length=60), model).max_length == 60
+        assert fitted(config("llama", max_length=600), rotary).max_length == 600
+    assert not caplog.records
+    assert fitted(config("gpt2", max_length=600), model).max_length == 64
+    assert caplog.messages == ["The model reads 64 tokens at most, not max_length 600."]
+    with pytest.raises(ConfigError, match="max_new_tokens 64 leaves no room for a prompt: the model reads 64 .*Remedy"):
+        fitted(config("gpt2", label_words=None, objective="f1", max_new_tokens=64), model)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import Called
+from tests.models import FAMILIES, MORE_FAMILIES, Called, tiny
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     BertLMHeadModel,
@@ -19,7 +20,15 @@ from transformers import (
 )
 
 from zotune.errors import ConfigError
-from zotune.objective.model_kind import accepts, last_logits, logits_at, model_kind, seq2seq_logits, unwrap
+from zotune.objective.model_kind import (
+    accepts,
+    last_logits,
+    logits_at,
+    model_kind,
+    most_positions,
+    seq2seq_logits,
+    unwrap,
+)
 
 
 class Bare(nn.Module):
@@ -203,3 +212,32 @@ def test_seq2seq_logits_are_those_of_training(make_model: Any) -> None:
 def test_vision_language_configs_are_causal() -> None:
     """A decoder that also reads images answers as a causal model."""
     assert model_kind(AutoConfig.for_model("llava", text_config=LlamaConfig().to_dict())) == "causal"
+
+
+# Families with a table of 32 positions; RoBERTa's first two are those of padding.
+TABLES = {"opt": 32, "gpt2": 32, "bert": 32, "roberta": 30, "deberta": 32}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES, "bart"])
+def test_most_positions(family: str) -> None:
+    """So many tokens are read, and one more is not; a model without a table reads more than its config names."""
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 32}
+    parts = {f"{part}_{size}": 2 for part in ("encoder", "decoder") for size in ("layers", "attention_heads")}
+    bart = BartConfig(vocab_size=40, **sizes, **parts)
+    model: Any = (BartForConditionalGeneration(bart) if family == "bart" else tiny(family)).eval()
+    most = most_positions(model)
+    assert most == {**TABLES, "bart": 32}.get(family)
+    if family == "cnn":
+        return
+    ids = torch.full((1, most or 40), 3)
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        assert model(input_ids=ids, **more).logits.shape[1] == ids.shape[1]
+        if most is not None:
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, most + 1), 3))
+
+
+def test_no_positions() -> None:
+    """A model that says nothing of positions is not limited."""
+    assert most_positions(Bare()) is None

@@ -59,7 +59,7 @@ def demonstrated(session: Session, shots: int, seed: int = 0) -> list[Example]:
     for example in asked:
         longest = max(*map(len, example.options), ANSWER_TOKENS + 1 if generated else 0)
         # The last token of a candidate is predicted, never fed.
-        room = session.config.max_length - (longest - 1) - len(example.prompt)
+        room = objective.max_length - (longest - 1) - len(example.prompt)
         drawn = torch.randperm(len(answered), generator=generator)[:shots].tolist()
         shown = _fitting([answered[i] for i in drawn], room)
         begin = coder.prefix if coder.split(example.prompt)[1] != example.prompt else ()

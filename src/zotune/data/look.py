@@ -32,11 +32,12 @@ def look(config: TrainConfig) -> dict[str, Any]:
     }
     if not config.model:
         return found | {"examples": [_untokenised(config, row) for row in part.rows[:SHOWN]]}
-    from zotune.load import load_config, load_tokenizer
-    from zotune.objective.make import make_objective
+    from zotune.load import load_tokenizer, meta_model
+    from zotune.objective.make import fitted, make_objective
 
-    tokenizer = load_tokenizer(config)
-    objective = make_objective(config, tokenizer, load_config(config), source)
+    tokenizer, model = load_tokenizer(config), meta_model(config)
+    config = fitted(config, model)
+    objective = make_objective(config, tokenizer, model, source)
     examples = _encode(objective, part)
     lengths = objective.lengths(examples)
     found |= {

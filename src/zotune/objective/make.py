@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from typing import Any
+
+from torch import nn
 
 from zotune.config import TrainConfig
 from zotune.data.source import Source
@@ -11,26 +15,27 @@ from zotune.objective.base import Objective
 from zotune.objective.from_config import decided, find_functions, generated
 from zotune.objective.from_shape import BUILD
 from zotune.objective.functions import Functions
-from zotune.objective.model_kind import Kind, model_kind
+from zotune.objective.model_kind import Kind, model_kind, most_positions, virtual_tokens
 from zotune.objective.options import Choice, OptionLikelihood
 from zotune.tasks import TASKS, find
 from zotune.tasks.base import Task
+
+_log = logging.getLogger(__name__)
 
 
 def make_objective(
     config: TrainConfig,
     tokenizer: Any,
-    model: Any,
+    model: nn.Module,
     source: Source | None = None,
     functions: Functions | None = None,
 ) -> Objective:
     """The objective of the config's task, or of the shape of its rows (the options alone decide it without a source).
 
-    `model` may be its transformers config: only the kind of model is asked for. `functions` are those that the config
-    names; without them they are imported.
-    Raises ConfigError for a task that has no prompt for this kind of model.
+    Of `model` no weight is read. `functions` are those that the config names; without them they are imported.
+    Raises ConfigError for a task that has no prompt for this kind of model, and as `fitted`.
     """
-    kind = model_kind(model)
+    kind, config = model_kind(model), fitted(config, model)
     task = None if config.task is None else find(config.task, config.allow_task_code)
     if config.generates:
         row = source.first.rows[0] if source is not None else {}
@@ -39,6 +44,28 @@ def make_objective(
     if config.objective in (None, "likelihood"):
         return plain
     return decided(config, plain, bool(config.label_words) if task is None else task.classes is not None)
+
+
+def fitted(config: TrainConfig, model: nn.Module) -> TrainConfig:
+    """The config with a `max_length` that the model has positions for, beside its virtual tokens.
+
+    Raises ConfigError where new tokens leave no room for a prompt.
+    """
+    most, virtual = most_positions(model), virtual_tokens(model)
+    if most is None:
+        return config
+    room = most - virtual
+    if config.generates and config.max_new_tokens >= room:
+        raise ConfigError(
+            f"max_new_tokens {config.max_new_tokens} leaves no room for a prompt: the model reads {room} tokens at "
+            "most. Remedy: lower --max-new-tokens."
+        )
+    if config.max_length <= room:
+        return config
+    if config.max_length != TrainConfig.max_length:  # what was asked for, not the default
+        beside = f" beside {virtual} virtual tokens" if virtual else ""
+        _log.warning("The model reads %d tokens at most%s, not max_length %d.", room, beside, config.max_length)
+    return dataclasses.replace(config, max_length=room)
 
 
 def _likelihood(config: TrainConfig, tokenizer: Any, kind: Kind, source: Source | None, task: Task | None) -> Objective:

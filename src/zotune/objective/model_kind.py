@@ -1,4 +1,4 @@
-"""What kind of language model this is, what its forward accepts, and logits only where they are scored."""
+"""What kind of language model this is, what and how much its forward accepts, and logits only where they are scored."""
 
 from __future__ import annotations
 
@@ -100,6 +100,27 @@ def virtual_tokens(model: nn.Module) -> int:
     """How many tokens PEFT puts before every text (prefix and prompt tuning); 0 for any other model."""
     settings: Any = getattr(model, "active_peft_config", None)
     return int(settings.num_virtual_tokens) if getattr(settings, "is_prompt_learning", False) else 0
+
+
+def most_positions(model: nn.Module) -> int | None:
+    """How many tokens a model with a table of positions can read, PEFT's virtual tokens included; None without one.
+
+    Rotary and relative positions have no table, whatever their config's `max_position_embeddings` says.
+    """
+    base: Any = unwrap(model)
+    config: Any = getattr(base, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    named = getattr(text, "max_position_embeddings", None)
+    if not isinstance(named, int):
+        return None
+    found = []
+    for name, module in base.named_modules():
+        of_positions = any("position" in part or part == "wpe" for part in name.split("."))
+        if of_positions and isinstance(module, nn.Embedding) and module.num_embeddings >= named:  # less: of a picture
+            # OPT and BART begin at an offset, RoBERTa behind its padding.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            found.append(min(named, module.num_embeddings - int(getattr(module, "offset", first))))
+    return min(found, default=None)
 
 
 def ignores_positions(model: nn.Module) -> bool:
