@@ -122,6 +122,15 @@ def test_long_rows_are_cut(tokenizers: Any, caplog: pytest.LogCaptureFixture) ->
             assert short.options[0] == long.options[0][: len(short.options[0])]
 
 
+@pytest.mark.parametrize(("name", "beside"), [("t5", 0), ("roberta", 1)])
+def test_a_decoder_reads_no_more(tokenizers: Any, name: str, beside: int) -> None:
+    """What a tokenizer puts before a text stands before a completion too (BART), and counts."""
+    completions = LanguageModel(tokenizers[name], (Template("{{ p }}"), "c"), 6, "seq2seq")
+    found = completions.encode([{"p": "the film", "c": "good " * 20}])
+    assert found[0].cut and len(found[0].options[0]) == 6 - beside
+    assert completions.collate(found)["said"].shape[-1] == 6
+
+
 def test_errors(tokenizers: Any) -> None:
     """Rows without anything to score and impossible settings say so."""
     tokenizer = tokenizers["gpt2"]

@@ -108,9 +108,8 @@ class LanguageModel(Objective):
         continuations = self._reader.continuations(prompts, bodies, completions)
         for body, scored in zip(bodies, continuations, strict=True):
             scored = self._ended(scored) if scored else scored
-            # An encoder's prompt takes no room from the decoder. Elsewhere one token of the prompt must stay.
-            beside = 0 if self.kind == "seq2seq" else len(self._coder.prefix)
-            kept = scored[: self.max_length - beside]
+            # A decoder begins with these alone (BART); elsewhere one token of the prompt must stay behind them.
+            kept = scored[: self.max_length - len(self._coder.prefix)]
             prompt, _, cut = self._reader.fit(body, len(kept), self.max_length)
             found.append((prompt, kept, cut or len(kept) < len(scored)))
         return found
