@@ -101,6 +101,16 @@ def test_the_first_and_the_last_evaluation_are_compared(tmp_path: Path) -> None:
         assert before_and_after(folder) == {}
 
 
+def test_a_loss_that_is_not_finite_is_a_number(tmp_path: Path) -> None:
+    """The file holds it as text; what a run came to is compared as numbers."""
+    with RunFolder.create(tmp_path / "run", "model: m\n") as folder:
+        folder.log_metrics({"step": 0, "eval": {"loss": math.inf, "accuracy": 0.5, "examples": 2}})
+        folder.log_metrics({"step": 1, "eval": {"loss": math.nan, "accuracy": 0.0, "examples": 2}})
+        found = before_and_after(folder)
+    assert found["loss_before"] == math.inf and math.isnan(found["loss_after"])
+    assert (found["accuracy_before"], found["low_after"], found["eval_examples"]) == (0.5, None, 2)
+
+
 def test_an_evaluation_is_written_and_said(config: Callable[..., TrainConfig]) -> None:
     """With held-out rows its numbers stand in the line of its step, and the watcher hears of them."""
     settings, watch = config(steps=2, eval_every=1), Noting()

@@ -94,6 +94,13 @@ def test_without_eval_set(cli: Any, line: Line) -> None:
     assert RESULT <= set(result) and not any(key.startswith("accuracy") for key in result)
 
 
+def test_a_run_whose_weights_overflow(cli: Any, line: Line, tmp_path: Path) -> None:
+    """Its summary says that the loss is nan, and so does that of a resume."""
+    words = [word for word in line(steps=1, lr="1e6", eps="1e-2", dtype="float16") if word != "--json"]
+    for outcome in (cli(*words), cli("resume", tmp_path / "run")):
+        assert outcome.code == 0 and " before, nan after" in outcome.stdout, outcome
+
+
 def test_config_file_flags_and_python_agree(cli: Any, line: Line, tmp_path: Path) -> None:
     """A run's own config.yaml, with another folder, is the same run; so are the same names from Python."""
     import yaml
