@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,15 @@ def test_finds_what_can_be_read_off(config: Config, tmp_path: Path) -> None:
     assert found.accuracy >= 0.9 > zero_shot.accuracy and found.examples == 40 and found.loss < zero_shot.loss
     assert found.low is not None and found.high is not None and found.low < found.accuracy <= found.high
     assert linear_probe(session) == found
+
+
+def test_features_that_are_nan_tell_nothing(config: Config) -> None:
+    """A model that gives NaN has no row right, those of the first class neither."""
+    session = Session(config())
+    model: Any = session.model
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    found = linear_probe(session)
+    assert (found.correct, found.accuracy) == (0, 0.0) and math.isnan(found.loss)
 
 
 def test_refusals(config: Config, tmp_path: Path) -> None:

@@ -95,10 +95,11 @@ def test_without_eval_set(cli: Any, line: Line) -> None:
 
 
 def test_a_run_whose_weights_overflow(cli: Any, line: Line, tmp_path: Path) -> None:
-    """Its summary says that the loss is nan, and so does that of a resume."""
+    """Its summary says that the loss is nan and nothing is right, and so does that of a resume."""
     words = [word for word in line(steps=1, lr="1e6", eps="1e-2", dtype="float16") if word != "--json"]
     for outcome in (cli(*words), cli("resume", tmp_path / "run")):
         assert outcome.code == 0 and " before, nan after" in outcome.stdout, outcome
+        assert " before, 0.0 % after" in outcome.stdout
 
 
 def test_config_file_flags_and_python_agree(cli: Any, line: Line, tmp_path: Path) -> None:

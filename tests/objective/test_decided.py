@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from tests import models
 
+from zotune.data.rendered import Rendered
 from zotune.data.template import Template
 from zotune.evaluate import evaluate
 from zotune.objective.decided import Decided, macro_f1
 from zotune.objective.label_words import LabelWords
+from zotune.objective.options import OptionLikelihood
+from zotune.objective.scoring import NONE
 
 one_thread = models.one_thread
 ROWS = [
@@ -27,7 +31,7 @@ WORDS = {"one token": ["bad", "great", "fine"], "several": ["it was bad", "great
 def by_hand(predicted: list[int], label: list[int]) -> float:
     """Macro F1 from its definition."""
     scores = []
-    for each in sorted({*predicted, *label}):
+    for each in sorted({*predicted, *label} - {NONE}):
         hit = sum(p == q == each for p, q in zip(predicted, label, strict=True))
         precision = hit / predicted.count(each) if each in predicted else 0.0
         recall = hit / label.count(each) if each in label else 0.0
@@ -37,10 +41,17 @@ def by_hand(predicted: list[int], label: list[int]) -> float:
 
 @pytest.mark.parametrize(
     ("predicted", "label"),
-    [([0, 1, 2, 1, 0], [0, 1, 1, 1, 2]), ([0, 0], [0, 0]), ([1, 1], [0, 0]), ([2, 0, 2], [0, 2, 2])],
+    [
+        ([0, 1, 2, 1, 0], [0, 1, 1, 1, 2]),
+        ([0, 0], [0, 0]),
+        ([1, 1], [0, 0]),
+        ([2, 0, 2], [0, 2, 2]),
+        ([NONE, 1, 0], [0, 1, 1]),
+        ([NONE, NONE], [0, 1]),
+    ],
 )
 def test_macro_f1(predicted: list[int], label: list[int]) -> None:
-    """Classes that are neither predicted nor right do not count."""
+    """Classes that are neither predicted nor right do not count, and no prediction is of no class."""
     assert float(macro_f1(torch.tensor(predicted), torch.tensor(label), 4)) == pytest.approx(by_hand(predicted, label))
 
 
@@ -67,3 +78,26 @@ def test_losses_and_evaluation(words: str, metric: Any, tokenizers: Any, make_mo
         assert losses.shape == () and float(losses) == pytest.approx(-by_hand(predicted, label))
         assert found.score == pytest.approx(by_hand(predicted, label)) == -found.loss
         assert found.as_dict()["macro_f1"] == found.score and found.accuracy is None and objective.set_level
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+@pytest.mark.parametrize("form", [*WORDS, "options"])
+def test_scores_that_are_nan_are_wrong(form: str, metric: Any, tokenizers: Any, make_model: Any) -> None:
+    """Nothing is predicted, so every row is wrong: not those with the first label right."""
+
+    def render(row: Mapping[str, Any]) -> Rendered:
+        return Rendered(row["text"], (" bad", " great", " fine"), (row["label"],))
+
+    template = Template("{{ text }} it was")
+    inner = (
+        OptionLikelihood(tokenizers["llama"], render, "causal", 64)
+        if form == "options"
+        else LabelWords(tokenizers["llama"], template, "label", WORDS[form], [0, 1, 2], "causal", 64)
+    )
+    objective, model = Decided(inner, metric), make_model("llama")
+    examples = objective.encode(ROWS)
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with torch.no_grad():
+        assert float(objective(model, objective.collate(examples)).abs().sum()) == 0.0
+    found = evaluate(model, objective.for_evaluation(), examples, 2)
+    assert (found.correct, found.accuracy) == (0, 0.0) if metric == "accuracy" else found.score == 0.0

@@ -14,6 +14,7 @@ from torch import nn
 from zotune.data.template import Template
 from zotune.errors import ConfigError, DataError
 from zotune.objective.label_words import LabelWords
+from zotune.objective.scoring import NONE
 
 FAMILIES = ["llama", "gpt2", "opt", "bert", "roberta", "t5"]
 ROWS = [
@@ -146,6 +147,18 @@ def test_a_repeated_batch_gives_repeated_losses(
     with torch.no_grad():
         once, thrice = labelled(model, batch), labelled(model, repeat(batch, 3))
     torch.testing.assert_close(thrice, once.repeat(3), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("words", [SINGLE, SEVERAL])
+def test_scores_that_are_nan_are_wrong(words: list[str], objective: Any, make_model: Any) -> None:
+    """Whatever the label, the first one too, and the loss is NaN."""
+    model, labelled = make_model("llama"), objective("llama", words)
+    examples = labelled.encode(ROWS if words is SINGLE else several(ROWS))
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with torch.no_grad():
+        losses, right = labelled.judge(model, labelled.collate(examples))
+        predicted = labelled.predict(model, labelled.collate(examples))
+    assert bool(losses.isnan().all()) and not bool(right.any()) and set(predicted.tolist()) == {NONE}
 
 
 def test_one_and_several_tokens_agree(objective: Any, make_model: Any) -> None:

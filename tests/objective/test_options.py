@@ -19,6 +19,7 @@ from zotune.evaluate import evaluate
 from zotune.objective import packed
 from zotune.objective.metrics import answer_f1
 from zotune.objective.options import Choice, OptionLikelihood
+from zotune.objective.scoring import NONE
 
 one_thread = models.one_thread
 
@@ -80,6 +81,25 @@ def test_equals_one_candidate_at_a_time(
         torch.testing.assert_close(losses[row], loss, rtol=0, atol=1e-10)
         assert bool(right[row]) == (int(expected.argmax()) in ROWS[row]["right"])
     assert torch.equal(losses, judged) and losses.dtype == torch.float64 and losses.shape == (3,)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("rows", [ROWS, SINGLE])
+def test_scores_that_are_nan_are_wrong(
+    rows: list[dict[str, Any]], calibrated: bool, make: Any, make_model: Any
+) -> None:
+    """In a sequence that candidates share, at one position and calibrated; the losses are NaN."""
+    model, objective = make_model("llama"), make("llama", calibrated=calibrated)
+    examples = objective.encode([{**row, "right": [0]} for row in rows])
+    objective.prepare(model, examples)
+    measure = objective.for_evaluation()
+    batch = measure.collate(examples)
+    assert ("segments" in batch) == (rows is ROWS)
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with torch.no_grad():
+        losses, right = measure.judge(model, batch)
+        predicted = measure.predict(model, batch)
+    assert bool(losses.isnan().all()) and not bool(right.any()) and predicted.tolist() == [NONE] * 3
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, "t5"])

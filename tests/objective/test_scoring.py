@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zotune.objective import scoring
-from zotune.objective.scoring import IGNORE, mean_nll, next_token_batch, pad_right, widen
+from zotune.objective.scoring import IGNORE, NONE, best, hits, mean_nll, next_token_batch, pad_right, widen
 
 
 def test_widen() -> None:
@@ -65,6 +65,16 @@ def test_ignored_positions_may_hold_anything() -> None:
     logits[:, 1] = float("nan")
     found = mean_nll(logits, targets)
     assert found[0] == pytest.approx(torch.tensor(3.0).log().item()) and found[1].isnan()
+
+
+def test_a_row_without_a_finite_highest_score_has_no_choice() -> None:
+    """NaN anywhere, +inf, or -inf throughout; one candidate at -inf is only not chosen. No choice is never right."""
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[1.0, 1.0], [0.0, 2.0], [-inf, -9.0], [nan, 1.0], [1.0, nan], [inf, 0.0], [-inf, -inf]])
+    chosen = best(scores)
+    assert chosen.tolist() == [0, 1, 1, NONE, NONE, NONE, NONE] and chosen.dtype == torch.int64
+    assert hits(torch.ones(7, 2, dtype=torch.bool), chosen).tolist() == [True] * 3 + [False] * 4
+    assert hits(torch.tensor([[False, True]] * 7), chosen).tolist() == [False, True, True] + [False] * 4
 
 
 def test_gradients_flow() -> None:

@@ -18,6 +18,7 @@ from zotune.objective.base import Example, to_device
 from zotune.objective.label_words import LabelWords
 from zotune.objective.options import OptionLikelihood
 from zotune.objective.readers import make_reader
+from zotune.objective.scoring import best
 from zotune.objective.tokens import TextCoder
 from zotune.session import Session
 
@@ -45,7 +46,7 @@ def linear_probe(session: Session) -> Evaluation:
     weight = fit(train, labels, classes, _best_penalty(train, labels, classes))
     scores = held_out @ weight.T
     wanted = torch.tensor([example.label for example in session.eval_examples])
-    correct, count = int((scores.argmax(1) == wanted).sum()), len(wanted)
+    correct, count = int((best(scores) == wanted).sum()), len(wanted)
     return Evaluation(
         float(functional.cross_entropy(scores, wanted)), correct / count, correct, count, *wilson(correct, count)
     )

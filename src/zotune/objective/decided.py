@@ -12,6 +12,7 @@ from torch.nn import functional
 from zotune.objective.base import Batch, Example, Objective
 from zotune.objective.label_words import LabelWords
 from zotune.objective.options import OptionLikelihood
+from zotune.objective.scoring import NONE, hits
 
 
 @final
@@ -19,7 +20,7 @@ class Decided(Objective):
     """Minus the accuracy of each example (0 or -1), or minus the macro F1 of a batch (one number).
 
     inner: the objective that scores the candidates; the best one is the prediction. Neither has a gradient, and both
-    are flat where no prediction changes within eps.
+    are flat where no prediction changes within eps. Where scores are not finite nothing is predicted, which is wrong.
     """
 
     def __init__(self, inner: LabelWords | OptionLikelihood, metric: Literal["accuracy", "macro_f1"]) -> None:
@@ -67,9 +68,11 @@ class Decided(Objective):
 def macro_f1(predicted: Tensor, label: Tensor, classes: int) -> Tensor:
     """The mean F1 of the classes that are predicted or right somewhere; predicted, label (B,) int64 -> () fp64, 0..1.
 
-    A class that is only one of the two has F1 0 (as scikit-learn's f1_score with average="macro").
+    A class that is only one of the two has F1 0 (as scikit-learn's f1_score with average="macro"). A prediction of NONE
+    is of no class.
     """
-    said, true = (functional.one_hot(x, classes).double() for x in (predicted, label))
+    # One class more in front takes NONE, and is left out.
+    said, true = (functional.one_hot(x - NONE, classes + 1)[:, 1:].double() for x in (predicted, label))
     twice, both = 2 * (said * true).sum(0), (said + true).sum(0)
     return (twice / both.clamp(min=1)).sum() / (both > 0).sum()
 
@@ -83,7 +86,6 @@ def _classes(batch: Batch) -> int:
 def _right(batch: Batch, predicted: Tensor) -> Tensor:
     """(B,) bool: whether the prediction is one of the right candidates."""
     if "right" in batch:
-        right: Tensor = batch["right"]
-        return right.gather(1, predicted[:, None])[:, 0]
+        return hits(batch["right"], predicted)
     label: Tensor = batch["label"]
     return predicted == label

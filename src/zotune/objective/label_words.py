@@ -15,6 +15,7 @@ from zotune.objective.base import Batch, Example, Objective
 from zotune.objective.labels import Labels, Value, check_words
 from zotune.objective.model_kind import Kind
 from zotune.objective.readers import make_reader
+from zotune.objective.scoring import best
 from zotune.objective.tokens import Ids, TextCoder, report_cut
 
 
@@ -101,8 +102,8 @@ class LabelWords(Objective):
         return self._reader.sequence_scores(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(B,) int64: index of the highest score, the first of equals."""
-        return self.scores(model, batch).argmax(dim=1)
+        """(B,) int64: index of the highest score, the first of equals; NONE where it is not finite."""
+        return best(self.scores(model, batch))
 
     def from_scores(self, scores: Tensor, batch: Batch) -> Tensor:
         return functional.cross_entropy(scores, batch["label"], reduction="none")
@@ -112,7 +113,7 @@ class LabelWords(Objective):
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         scores = self.scores(model, batch)
-        return self.from_scores(scores, batch), scores.argmax(dim=1) == batch["label"]
+        return self.from_scores(scores, batch), best(scores) == batch["label"]
 
     def _options(self, prompts: list[str], bodies: list[Ids]) -> list[tuple[Ids, ...]]:
         """Token ids of all words, for each prompt."""

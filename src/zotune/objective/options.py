@@ -19,7 +19,7 @@ from zotune.objective.base import Batch, Example, Objective, to_device
 from zotune.objective.metrics import answer_f1, generate
 from zotune.objective.model_kind import Kind
 from zotune.objective.readers import make_reader
-from zotune.objective.scoring import pad_left, pad_right
+from zotune.objective.scoring import best, hits, pad_left, pad_right
 from zotune.objective.tokens import Ids, TextCoder, report_cut
 
 _log = logging.getLogger(__name__)
@@ -220,8 +220,8 @@ class OptionLikelihood(Objective):
         return -scores.gather(1, batch["label"][:, None])[:, 0]
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(B,) int64: the candidate that `judge` takes for the model's choice."""
-        return self._calibrated(model, batch, self.scores(model, batch)).argmax(dim=1)
+        """(B,) int64: the candidate that `judge` takes for the model's choice; NONE where no score is the highest."""
+        return best(self._calibrated(model, batch, self.scores(model, batch)))
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         scores = self.scores(model, batch)
@@ -232,9 +232,7 @@ class OptionLikelihood(Objective):
             said = generate(model, self._coder, batch["read"], batch["read_mask"], ANSWER_TOKENS)
             found = [answer_f1(text, answers) for text, answers in zip(said, batch["answers"], strict=True)]
             return losses, torch.tensor(found)
-        best = self._calibrated(model, batch, scores).argmax(dim=1)
-        right: Tensor = batch["right"]
-        return losses, right.gather(1, best[:, None])[:, 0]
+        return losses, hits(batch["right"], best(self._calibrated(model, batch, scores)))
 
     def _calibrated(self, model: nn.Module, batch: Batch, scores: Tensor) -> Tensor:
         if not self.choice.calibrated:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORE = -100
+NONE = -1  # the choice of a row that has none
 # Elements of logits upcast at once. On a CPU a piece stays in cache; elsewhere fewer launches matter more.
 _CPU_PIECE = 2**20
 _GPU_PIECE = 2**24
@@ -80,6 +81,20 @@ def row_logsumexp(logits: Tensor) -> Tensor:
     flat = logits.reshape(-1, logits.shape[-1])
     parts = [torch.logsumexp(widen(flat[start : start + step]), -1) for start in range(0, len(flat), step)]
     return torch.cat(parts).view(logits.shape[:-1])
+
+
+def best(scores: Tensor) -> Tensor:
+    """(B, C) -> (B,) int64: the highest score's index, the first of equals; NONE where that score is not finite.
+
+    A NaN anywhere in a row leaves it without a choice; a candidate at -inf is only never chosen.
+    """
+    highest, index = scores.max(dim=1)
+    return index.masked_fill(~highest.isfinite(), NONE)
+
+
+def hits(right: Tensor, chosen: Tensor) -> Tensor:
+    """(B,) bool: whether the chosen candidate (B,) is one of the right ones (B, C); NONE never is."""
+    return right.gather(1, chosen.clamp(min=0)[:, None])[:, 0] & (chosen != NONE)
 
 
 def _rows_at_once(logits: Tensor) -> int:
