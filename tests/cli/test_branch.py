@@ -45,11 +45,13 @@ def test_options_are_written_as_flags_are() -> None:
         (["branch", "RUN", "--set", "lr", "--to", "TO"], 2, "write name=value"),
         (["branch", "RUN", "--set", "seed=2", "--to", "TO"], 2, "seed cannot be changed by a branch"),
         (["branch", "RUN", "--set", "rank=2", "--to", "TO"], 2, "rank cannot be changed by a branch"),
+        (["branch", "RUN", "--set", "foo=3", "--to", "TO"], 2, "unknown option 'foo'. Remedy: correct its name; the"),
+        (["branch", "RUN", "--set", "step=9", "--to", "TO"], 2, "unknown option 'step'. The nearest is 'steps'. Rem"),
         (["branch", "RUN", "--set", "lr=fast", "--to", "TO"], 2, "lr is 'fast'"),
         (["branch", "RUN", "--step", "8", "--to", "TO"], 4, "has 7 steps, so none can be step 8"),
     ],
 )
 def test_errors(refused: Any, words: list[str], code: int, said: str) -> None:
-    """No value, what decided the shared steps, a value that is none, a step that the run has not."""
+    """No value, what decided the shared steps, no option, a value that is none, a step that the run has not."""
     ended, line = refused(words)
     assert ended == code and re.search(said, line), line

@@ -10,6 +10,7 @@ import typer
 
 from zotune.cli.frame import Json, RunArgument, Session, execute
 from zotune.cli.options import METHOD_FLAGS, values_of
+from zotune.config import OPTIONS
 from zotune.errors import ConfigError
 
 
@@ -47,5 +48,13 @@ def changed(pairs: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(
             f"{', '.join(own)} cannot be changed by a branch: the shared steps were taken with it. "
             "Remedy: start another run."
+        )
+    unknown = next((name for name in given if name not in OPTIONS), None)
+    if unknown is not None:
+        from zotune.resolve import nearest
+
+        raise ConfigError(
+            f"--set names the unknown option {unknown!r}.{nearest(unknown, OPTIONS)} Remedy: correct its name; the "
+            "options stand in `zotune train --help`."
         )
     return values_of(given)
