@@ -45,6 +45,13 @@ def test_json_may_hold_lines(tmp_path: Path) -> None:
     assert read_rows(write(tmp_path, "a.json", '{"a": 1}\n{"a": null}\n')) == [{"a": 1}, {"a": None}]
 
 
+def test_a_whole_surrogate_pair_is_a_letter(tmp_path: Path) -> None:
+    """As are its six characters where the backslash is one of the text."""
+    content = '{"a": "\\ud83d\\ude00", "b": "\\\\ud800"}'
+    for name, text in (("a.jsonl", content), ("a.json", f"[{content}]")):
+        assert read_rows(write(tmp_path, name, text)) == [{"a": "\U0001f600", "b": "\\ud800"}]
+
+
 def test_csv_field_over_two_lines(tmp_path: Path) -> None:
     """A quoted field may contain a line end."""
     assert read_rows(write(tmp_path, "a.csv", 'a,b\n"x\ny",2\n')) == [{"a": "x\ny", "b": "2"}]
@@ -60,6 +67,12 @@ def test_csv_field_over_two_lines(tmp_path: Path) -> None:
         ("a.jsonl", "\n \n", "no rows"),
         ("a.json", '[{"a": 1},\n{"a": }]', "line 2: not JSON"),
         ("a.json", '[{"a": 1}, "b"]', "item 2: a JSON string"),
+        ("a.jsonl", '{"a": 1}\n\n{"b": 2, "a": "x \\ud800 y"}\n', "line 3: column 'a' holds half a surrogate pair"),
+        ("a.jsonl", '{"a": [{"b": "\\uDfFf\\ud83d"}]}\n', "line 1: column 'a' holds half a surrogate pair"),
+        ("a.jsonl", '{"\\ud800": 1}\n', r"line 1: column '\ud800' holds half a surrogate pair"),
+        ("a.json", '[{"a": 1}, {"a": "\\udc00"}]', "item 2: column 'a' holds half a surrogate pair"),
+        ("a.json", '{"a": "\\udc00"}', "line 1: column 'a' holds half a surrogate pair"),
+        ("a.csv", b"a,b\n1,\xed\xa0\x80\n", "line 2: not UTF-8"),
         ("a.csv", "a,b\n1,2\n3\n", "line 3: 1 fields"),
         ("a.csv", 'a,b\n1,"2\n3,4\n', "line 3"),
         ("a.csv", "a,a\n1,2\n", "line 1: the header"),
@@ -107,6 +120,11 @@ def test_parquet(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "a.parquet") == rows
     with pytest.raises(DataError, match="b.parquet is no parquet file: .* Remedy: give a parquet file"):
         read_rows(write(tmp_path, "b.parquet", "text,label"))
+    half = [None, *map(pyarrow.py_buffer, (bytes((0, 0, 0, 0, 3, 0, 0, 0)), b"\xed\xa0\x80"))]  # the text from 0 to 3
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 1, half)
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d.parquet holds text that is not UTF-8 \(.*\). Remedy: write it as UTF-8"):
+        read_rows(tmp_path / "d.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(rows).slice(0, 0), tmp_path / "c.parquet")
     with pytest.raises(DataError, match="c.parquet holds no rows"):
         read_rows(tmp_path / "c.parquet")

@@ -45,6 +45,7 @@ def test_unknown_labels(label: Any) -> None:
         (lambda: text({"a": 1}, "a"), "column 'a' holds 1, not text"),
         (lambda: texts({"a": []}, "a"), r"column 'a' holds \[\], not a list of texts"),
         (lambda: texts({"a": "[1]"}, "a"), r"column 'a' holds \[1\], not a list of texts"),
+        (lambda: texts({"a": '["\\ud800"]'}, "a"), "column 'a' holds half a surrogate pair, which is no text"),
         (lambda: COLOURS.index({"label": 3}), "column 'label' is 3, none of 0/red, 1/green/lime, 2/blue"),
     ],
 )

@@ -21,7 +21,8 @@ def read_rows(path: str | Path) -> list[Row]:
     `.csv`: RFC 4180 with a header line. `.tsv`: tabs with a header line, quotes are ordinary characters.
     Blank lines, CRLF and a byte order mark are accepted. Values of csv and tsv are strings.
     `.parquet`: one table, its values as Python ones; needs pyarrow.
-    Raises DataError naming file and line: no such file, other suffix, not UTF-8, bad row, no rows.
+    Raises DataError naming file and line: no such file, other suffix, not UTF-8, bad row, no rows, half a surrogate
+    pair.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -34,6 +35,15 @@ def read_rows(path: str | Path) -> list[Row]:
     if not rows:
         raise DataError(f"{path} holds no rows. Remedy: give a file with at least one row.")
     return rows
+
+
+def encodable(value: Any) -> bool:
+    """Whether a JSON value is text and numbers that UTF-8 can hold: half a surrogate pair, an escape alone, is not."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _bytes(path: Path) -> bytes:
@@ -78,6 +88,8 @@ def _json_lines(path: Path, text: str) -> list[Row]:
                 f"{path}, line {number}: a JSON {_json_kind(row)}, not an object. "
                 'Remedy: write one object per line, like {"text": "..."}.'
             )
+        if "\\u" in line:  # nothing else makes a surrogate of a file that is UTF-8
+            _check_encodable(f"{path}, line {number}", row)
         rows.append(row)
     return rows
 
@@ -99,7 +111,19 @@ def _json(path: Path, text: str) -> list[Row]:
                 f"{path}, item {number}: a JSON {_json_kind(row)}, not an object. "
                 'Remedy: write a list of objects, like [{"text": "..."}].'
             )
+        if "\\u" in text:
+            _check_encodable(f"{path}, item {number}", row)
     return list(rows)
+
+
+def _check_encodable(place: str, row: Row) -> None:
+    """Raises DataError for text that no tokenizer takes."""
+    bad = next((name for name, value in row.items() if not encodable([name, value])), None)
+    if bad is not None:
+        raise DataError(
+            f"{place}: column {bad!r} holds half a surrogate pair (\\ud800 to \\udfff alone), which is no text. "
+            "Remedy: correct it."
+        )
 
 
 def _csv(path: Path, text: str) -> list[Row]:
@@ -155,6 +179,8 @@ def _parquet(path: Path, data: bytes) -> list[Row]:
         ) from None
     try:
         rows: list[Row] = parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+    except UnicodeDecodeError as error:  # its texts are bytes that nothing has checked
+        raise DataError(f"{path} holds text that is not UTF-8 ({error.reason}). Remedy: write it as UTF-8.") from error
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} is no parquet file: {reason} Remedy: give a parquet file.") from error

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+from zotune.data.files import encodable
 from zotune.errors import DataError
 
 Row = Mapping[str, Any]
@@ -71,12 +72,15 @@ def from_json(value: Any, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        found = json.loads(value)
     except json.JSONDecodeError as error:
         raise DataError(
             f"column {name!r} holds {value[:60]!r}, which is no JSON ({error.msg}). "
             "Remedy: write the list or object as JSON."
         ) from None
+    if "\\u" in value and not encodable(found):
+        raise DataError(f"column {name!r} holds half a surrogate pair, which is no text. Remedy: correct the row.")
+    return found
 
 
 @final
