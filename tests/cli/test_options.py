@@ -18,6 +18,7 @@ from zotune.errors import ConfigError
         ({"label_words": "terrible, great"}, {"label_words": ["terrible", "great"]}),
         ({"label_words": "1,0"}, {"label_words": ["1", "0"]}),
         ({"labels": "0,1,x"}, {"labels": [0, 1, "x"]}),
+        ({"labels": "-1, 01,true,1.0,1e3,null,-0,"}, {"labels": [-1, "01", "true", "1.0", "1e3", "null", "-0", ""]}),
         ({"lora_targets": "q_proj"}, {"lora_targets": ["q_proj"]}),
         ({"lr": "1e-6", "steps": "5"}, {"lr": "1e-6", "steps": "5"}),
         ({"template": "a, {{ b }}"}, {"template": "a, {{ b }}"}),
@@ -28,7 +29,7 @@ from zotune.errors import ConfigError
     ],
 )
 def test_values(given: dict[str, Any], values: dict[str, Any]) -> None:
-    """Lists are split, labels and arguments of the method become numbers where they look like numbers."""
+    """Lists are split, labels become integers where they are, arguments of the method what they look like."""
     assert values_of(given) == values
 
 

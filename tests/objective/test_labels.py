@@ -35,6 +35,28 @@ def test_given_order_wins() -> None:
     assert labels.indices(rows(1, "0", True, False)) == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["false", "true"], ["false", "true"]),
+        (["false", "true"], [False, True]),
+        (["01", "02"], ["01", "02"]),
+        (["0.0", "1.0"], [0, 1]),
+        (["0.0", "1.0"], ["0", "1"]),
+        (["0.0", "1.0"], ["0.0", "1.0"]),
+        (["0.5", "1e3"], [0.5, 1000.0]),
+        (["null", "nan"], ["null", "nan"]),
+        ([0, 1], [0.0, 1.0]),
+        (["01", "1"], ["01", 1]),
+        (["true", 1], ["true", True]),
+        (["1.0", "1"], ["1.0", "1"]),
+    ],
+)
+def test_what_a_given_text_stands_for(given: list[Any], found: list[Any]) -> None:
+    """Itself as a row's text, else the number or the truth value that it reads as, unless another label is that."""
+    assert Labels("label", ["a", "b"], given).indices(rows(*found)) == [0, 1]
+
+
 def test_the_first_rows_decide() -> None:
     """Evaluation rows with fewer values keep the mapping of the training rows."""
     labels = Labels("label", ["a", "b"], None)

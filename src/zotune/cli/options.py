@@ -62,7 +62,7 @@ def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
             arguments.setdefault(name, _scalar(value))
         elif _is_list(name):
             words = [word.strip() for word in value.split(",")]
-            values[name] = [_scalar(word) for word in words] if name == "labels" else words
+            values[name] = [_label(word) for word in words] if name == "labels" else words
             if name == "stop":  # a shell has no easy way to write a line end
                 values[name] = [word.replace("\\n", "\n") for word in words]
         else:
@@ -78,6 +78,12 @@ def _scalar(text: str) -> Any:
     from zotune.yaml12 import parse_scalar
 
     return parse_scalar(text)
+
+
+def _label(text: str) -> str | int:
+    """A label as rows of text have it: an integer for what one is written as, else the text itself."""
+    value = _scalar(text)
+    return value if type(value) is int and str(value) == text else text
 
 
 def _pair(text: str, such_as: str) -> tuple[str, Any]:

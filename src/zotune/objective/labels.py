@@ -16,7 +16,8 @@ class Labels:
     """Maps a row to the index of its label word.
 
     values: label values in the order of `words`; None takes the sorted distinct values of the first rows seen
-    (integers as integers). A value that reads as an integer is that integer: "1" in a csv file equals 1.
+    (integers as integers). A value that reads as an integer is that integer: "1" in a csv file equals 1. A text among
+    `values` that reads as another number or a truth value stands for that too: "1.0" for 1, "true" for true.
     """
 
     def __init__(self, column: str, words: Sequence[str], values: Sequence[Value] | None) -> None:
@@ -38,7 +39,7 @@ class Labels:
         values = [self._value(row, number) for number, row in enumerate(rows, start=1)]
         if self._values is None:
             self._values = self._checked(_in_order(set(values)))
-        places = {value: index for index, value in enumerate(self._values)}
+        places = _places(self._values)
         for number, value in enumerate(values, start=1):
             if value not in places:
                 found = ", ".join(map(repr, _in_order(set(values))))
@@ -99,6 +100,18 @@ def _canonical(value: Value) -> Value:
         digits = value.strip()
         return int(digits) if digits.removeprefix("-").isdecimal() and str(int(digits)) == digits else value
     return value
+
+
+def _places(values: Sequence[Value]) -> dict[Value, int]:
+    """The index of each value, and of what a text among them reads as where no value is that itself."""
+    from zotune.yaml12 import parse_scalar
+
+    places = {value: index for index, value in enumerate(values)}
+    for index, value in enumerate(values):
+        read = parse_scalar(value) if isinstance(value, str) else None
+        if isinstance(read, int | float):
+            places.setdefault(read, index)
+    return places
 
 
 def _in_order(values: set[Value]) -> list[Value]:
