@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -75,6 +76,8 @@ def test_the_first_rows_decide() -> None:
         (["a", "b"], [0, "0"], [], "repeat a value"),
         (["a", "b"], [0, 1], [0, 5], "Row 2: label 5 is not among 0, 1; column 'label' holds 0, 5"),
         (["a", "b"], None, [0, None], "Row 2: label None"),
+        (["a", "b"], None, [1, math.nan], "Row 2: label nan in column 'label' is neither text nor a finite number"),
+        (["a", "b"], [0, 1], [0, -math.inf], "Row 2: label -inf in column 'label' is neither text nor a finite"),
         (["a"], None, [0], "at least two"),
     ],
 )

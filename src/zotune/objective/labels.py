@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -58,9 +59,9 @@ class Labels:
                 "Remedy: --label-column with one of them."
             )
         value = row[self.column]
-        if not isinstance(value, str | int | float):
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
             raise DataError(
-                f"Row {number}: label {value!r} in column {self.column!r} is neither text nor a number. "
+                f"Row {number}: label {value!r} in column {self.column!r} is neither text nor a finite number. "
                 "Remedy: correct the row."
             )
         return _canonical(value)
