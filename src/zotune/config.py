@@ -25,6 +25,9 @@ PLACES = (
     "parallel", "check_every", "track", "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb",
     "rows_per_forward", "eval_batch_size", "scorer", "scorer_args",
 )  # fmt: skip
+# More than any machine has cores, whose own number is no bound: a run may be moved to a smaller one. Many more end the
+# process within torch, where nothing can be said.
+MOST_THREADS = 1024
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
 _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "calibrated")
@@ -150,7 +153,7 @@ class TrainConfig:
     output_dir: Annotated[Path, Opt("Folder of the run.")]
     trust_remote_code: Annotated[bool, Opt("Let the model's own code run. Never taken from a file.")] = False
     allow_task_code: Annotated[bool, Opt("Let a task's YAML run functions of its folder. Never from a file.")] = False
-    threads: Annotated[int | None, Opt("CPU threads. Default: torch's.", ge=1)] = None
+    threads: Annotated[int | None, Opt("CPU threads. Default: torch's.", ge=1, le=MOST_THREADS)] = None
 
     def __post_init__(self) -> None:
         for name, value in checked(TrainConfig, vars(self)).items():

@@ -26,3 +26,9 @@ def test_flags(cli: Any, fakes: Any, tmp_path: Path) -> None:
     assert outcome.code == 0 and "accuracy  50.0 % before, 75.0 % after\n" in outcome.stdout
     assert f"`zotune log '{tmp_path / 'a b'}'`" in outcome.stdout
     assert fakes.calls[0][2] == {"seed": 3, "steps": 20, "output_dir": tmp_path, "threads": 2}
+
+
+def test_more_threads_than_any_machine_has_cores(cli: Any, fakes: Any) -> None:
+    """Refused before anything is fetched."""
+    outcome = cli("demo", "--threads", 100000)
+    assert outcome.code == 2 and "Invalid value for '--threads'" in outcome.stderr and not fakes.calls

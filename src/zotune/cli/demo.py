@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from zotune.cli.frame import Json, Session, execute
+from zotune.config import MOST_THREADS
 
 
 def command(
@@ -20,7 +21,7 @@ def command(
         Path | None, typer.Option(help="Folder of the run. Default: a temporary one.", show_default=False)
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. Default: torch's.", min=1, show_default=False)
+        int | None, typer.Option(help="CPU threads. Default: torch's.", min=1, max=MOST_THREADS, show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
