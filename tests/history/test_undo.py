@@ -44,6 +44,15 @@ def test_undone_and_resumed(run: Path, steps: int) -> None:
     assert content(run) == before
 
 
+def test_a_run_without_steps(run: Path) -> None:
+    """Nothing is left to undo, so no number of steps is proposed."""
+    undo(run, 7)
+    before = content(run)
+    with pytest.raises(RunError, match=r"run has no step that could be undone\. Remedy: name a run with steps\.$"):
+        undo(run, 1)
+    assert content(run) == before and not (run / "undone" / "2").exists()
+
+
 def test_what_was_forgotten_is_a_run(run: Path) -> None:
     """The folder beside holds the old journal and metrics to the byte, verifies, and is never written over."""
     before = content(run)

@@ -24,6 +24,8 @@ def undo(run: str | Path, steps: int) -> dict[str, Any]:
         data = paths.journal.read_bytes()
         records = read_journal(paths.journal)[1]
         taken = count_steps(records)
+        if not taken:
+            raise RunError(f"{paths.folder} has no step that could be undone. Remedy: name a run with steps.")
         if not 1 <= steps <= taken:
             raise RunError(
                 f"{paths.folder} has {taken} steps, so {steps} of them cannot be undone. "
