@@ -24,6 +24,17 @@ def test_lora_where_it_cannot_go(config: Config) -> None:
         load_model(config(scope="lora", lora_targets=["no_such"]))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_lora_on_all_linear_layers(config: Config, family: str) -> None:
+    """PEFT's word for them reaches every one but the head, also where they are Conv1D."""
+    pytest.importorskip("peft")
+    base: Any = load_model(config(family))
+    linear = {name for name, module in base.named_modules() if type(module).__name__ in ("Linear", "Conv1D")}
+    model = load_model(config(family, scope="lora", lora_targets=["all-linear"]))
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert {name.removeprefix("base_model.model.") for name in adapted} == linear - {"lm_head"} and adapted
+
+
 @pytest.mark.parametrize(
     ("scope", "name", "adapter", "merges"),
     [

@@ -15,6 +15,8 @@ from zotune.run import RunPaths
 from zotune.sensitive import add_sensitive, settle_sensitive
 from zotune.virtual_tokens import add_prefix, add_prompt, peft_quiet, read_start
 
+_ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head, which it does not take in a list
+
 
 def added_by(scope: str) -> str | None:
     """The part of a scope that adds something to the model, if any. Raises ConfigError for two of them."""
@@ -55,7 +57,7 @@ def _lora(model: nn.Module, config: TrainConfig) -> nn.Module:
     settings = LoraConfig(
         r=config.lora_rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
-        target_modules=config.lora_targets,
+        target_modules=_ALL_LINEAR if config.lora_targets == [_ALL_LINEAR] else config.lora_targets,
         lora_dropout=0.0,
     )
     with peft_quiet(config.seed):

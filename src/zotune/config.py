@@ -97,7 +97,7 @@ class TrainConfig:
     ] = None
     lora_rank: Annotated[int, Opt("Rank of LoRA with --scope lora.", ge=1)] = 8
     lora_alpha: Annotated[float, Opt("Alpha of LoRA.", gt=0)] = 16.0
-    lora_targets: Annotated[list[str] | None, Opt("Modules that get LoRA, comma separated.")] = None
+    lora_targets: Annotated[list[str] | None, Opt("Modules that get LoRA, comma separated, or all-linear.")] = None
     sensitive: Annotated[Path | None, Opt("Mask of --scope sensitive, made by `zotune sensitive`.")] = None
     bank_rank: Annotated[int, Opt("Most columns that --scope bank keeps per layer.", ge=1)] = 64
     prefix_tokens: Annotated[int, Opt("Virtual tokens with --scope prefix or prompt.", ge=1)] = 5
