@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,10 @@ def test_a_parameter_that_no_forward_uses_is_named(method: str, batch: bool) -> 
     if len(named) == 4:
         assert "2 of 4" in str(caught.value) and "spare.weight, spare.bias" in str(caught.value)
     assert "used.weight" not in str(caught.value) and "Remedy" in str(caught.value)
+    proposed = re.search(r"adding '(&regex:\S+)' to the scope", str(caught.value))
+    assert proposed is not None and "coverage=False" in str(caught.value)
+    if len(named) == 4:
+        train(method, model, scope="full" + proposed[1]).step(call, data if batch else None)
     train(method, model, coverage=False).step(call, data if batch else None)
     train(method, model, scope="regex:used").step(call, data if batch else None)
 

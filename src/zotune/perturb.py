@@ -8,6 +8,7 @@ Several points can ride in one forward (lanes); when they may is decided in `eva
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
@@ -177,7 +178,9 @@ class Perturber:
         missing = [name for name in self._sites if name in lanes.expected - lanes.touched]
         if missing:
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            others = "|".join(map(re.escape, missing[:5]))
             raise CoverageError(
                 f"{len(missing)} of {len(self._sites)} parameters in scope were not used by the forward pass: "
-                f"{listed}. Remedy: leave them out of the scope, or pass coverage=False if other batches use them."
+                f"{listed}. Remedy: leave them out by adding '&regex:^(?!({others})$)' to the scope; from Python "
+                "coverage=False serves too, if other batches use them."
             )
