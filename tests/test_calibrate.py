@@ -83,7 +83,7 @@ def test_measured_once_and_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert (found.working, found.working_fast, *found.flops, *found.bandwidth) == (5, 7, 1, 8, 1 << 12, 1 << 16)
     assert min(*found.flops.values(), *found.bandwidth.values(), found.overhead, found.probe) > 0 <= found.update
     assert calibrate.calibrate(*asked, said.append) == found == calibrate.kept(*asked)
-    assert said == ["Measuring this machine, once: some seconds."]
+    assert said == ["Measuring this machine, once: it may take a minute, and longer where other programs are at work."]
     assert calibrate.kept(torch.device("cpu"), torch.float32, "mezo", {}) is None  # another law is another measurement
 
 

@@ -103,11 +103,11 @@ def between(table: dict[int, float], at: float) -> float:
 def calibrate(
     device: torch.device, dtype: torch.dtype, method: str, arguments: Mapping[str, Any], say: Callable[[str], None]
 ) -> Machine:
-    """The measurements of this machine, and of this method on it: kept ones, or made now in some seconds and kept."""
+    """The measurements of this machine, and of this method on it: kept ones, or made now in about a minute and kept."""
     known = kept(device, dtype, method, arguments)
     if known is not None:
         return known
-    say("Measuring this machine, once: some seconds.")
+    say("Measuring this machine, once: it may take a minute, and longer where other programs are at work.")
     found: dict[str, Any] = {}
     for path, measured in (
         (_path(device, dtype), lambda: measure(device, dtype)),
