@@ -28,6 +28,7 @@ from tests.tiny import save_tiny
 from zotune.calibrate import Machine
 from zotune.cli import main
 from zotune.config import TrainConfig
+from zotune.data.files import SUFFIXES
 from zotune.engines.vllm import installed
 from zotune.load import load_model
 from zotune.train import train
@@ -145,6 +146,13 @@ def test_every_block_of_code_is_looked_at() -> None:
         for language in ("sh", "bash", "console", "shell", "python", "py", "pycon"):
             fences = len(re.findall(rf"^```{language}$", text, re.MULTILINE))
             assert fences == sum(block["kind"] == language for block in blocks(page)), (page.name, language)
+
+
+def test_pages_of_rows_name_every_kind_of_file() -> None:
+    """Those that list what rows may come from leave none out."""
+    for name in ("index.md", "own-data.md", "tasks.md"):
+        text = (DOCS / name).read_text(encoding="utf-8")
+        assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in text] == [], name
 
 
 def test_links_lead_somewhere() -> None:
