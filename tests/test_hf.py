@@ -99,6 +99,28 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-5)  # transformers computes the loss in float32
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_batches_without_labels_are_passed_over(tmp_path: Path, accumulation: int) -> None:
+    """Seven of eight rows have no label: one micro-batch alone moves the weights, and every step is counted."""
+    model, steps = tiny("llama"), 4 // accumulation
+    one = trainer(model, tmp_path, max_steps=steps, gradient_accumulation_steps=accumulation)
+    for row in one.train_dataset[1:]:
+        row["labels"] = torch.full((6,), -100)
+    batches = list(one.get_train_dataloader())
+    one.train()
+    assert one.state.global_step == steps
+    logged = [row["loss"] for row in one.state.log_history if "loss" in row]
+    assert len(logged) == steps and sorted(logged)[-2:] == [0, pytest.approx(3.7, abs=0.5)]
+    plain = tiny("llama")
+    optimizer = zotune.MeZO(plain, lr=1e-2, eps=1e-2, seed=5)
+    (moving,) = (i for i, batch in enumerate(batches) if (batch["labels"] != -100).any())
+    for _ in range(moving // accumulation):
+        optimizer.skip()
+    optimizer.param_groups[0]["lr"] = 1e-2 * (1 - optimizer.steps / steps)
+    optimizer.step(lambda: plain(**batches[moving]).loss)
+    assert same_bits(weights(model), weights(plain))
+
+
 def test_a_checkpoint_continues(tmp_path: Path) -> None:
     """Saved by transformers after two of four steps and resumed by it: the weights of four steps in one go."""
     whole = tiny("llama")

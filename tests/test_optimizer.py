@@ -33,6 +33,7 @@ from transformers import get_scheduler
 from zotune.errors import NonFiniteLoss, UserError
 from zotune.estimate import Point
 from zotune.evaluator import spread_out
+from zotune.nonfinite import replay_step, skipped
 from zotune.optimizer import ZerothOrder
 from zotune.records import StepRecord
 
@@ -112,6 +113,37 @@ def test_scalar_losses_weigh_what_they_are_told() -> None:
     other = train("mezo", Weights(w=normals(5, 1, torch.float64)))
     other.estimate(of(lambda theta: rows @ theta), {})
     assert found == pytest.approx(other.probes[0].coef, rel=1e-10)
+
+
+def test_what_weighs_nothing_counts_nothing() -> None:
+    """A micro-batch of weight 0 is not evaluated; a step of such alone is left out, recorded so, and replays."""
+    one, other, records = train("mezo", start()), train("mezo", start()), list[StepRecord]()
+    one.record = records.append
+    for step, weights_ in enumerate(([0.0, 2.0], [0.0], [1.0])):
+        for weight in weights_:
+            mean = one.estimate(of(bowl), {}, weight=weight)
+            assert math.isnan(mean) == (not weight)
+        assert math.isnan(one.step() or 0.0) == (step == 1)
+        if step == 1:
+            assert not one.probes
+            other.skip()
+        else:
+            other.step(of(bowl), {})
+    assert torch.equal(flat(one.model), flat(other.model)) and one.steps == 3
+    assert [skipped(record) for record in records] == [False, True, False]
+    again = train("mezo", start())
+    for record in records:
+        replay_step(again, record)
+    assert torch.equal(flat(again.model), flat(one.model))
+    with pytest.raises(UserError, match="found no estimate"):
+        one.step()
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_an_impossible_weight_is_refused(weight: float) -> None:
+    """Neither negative nor without a bound."""
+    with pytest.raises(UserError, match=r"weight must be a finite number >= 0.*Remedy"):
+        train("mezo", start()).estimate(of(bowl), {}, weight=weight)
 
 
 def test_means_do_not_depend_on_the_order_of_the_examples() -> None:

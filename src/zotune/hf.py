@@ -28,8 +28,8 @@ class Trainer(transformers.Trainer):
     scheduler or None.
 
     The loss is `compute_loss` (or `compute_loss_func`), a mean over a micro-batch; micro-batches of one step count by
-    their label tokens, where there are labels. Raises ConfigError without a zotune optimizer, for one on another model
-    or that needs losses per example, and for `fp16`.
+    their label tokens, where there are labels. A step without a label token moves no weight. Raises ConfigError without
+    a zotune optimizer, for one on another model or that needs losses per example, and for `fp16`.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -66,6 +66,8 @@ class Trainer(transformers.Trainer):
             return torch.as_tensor(found).mean()  # of several GPUs
 
         mean = optimizer.estimate(loss, weight=tokens)
+        if not tokens:  # a mean over none: transformers would log NaN
+            return torch.zeros((), device=self.args.device)
         # How the steps of transformers add up what they log.
         shared = 1 / self.current_gradient_accumulation_steps
         if num_items_in_batch is not None and "labels" in inputs:

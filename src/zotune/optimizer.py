@@ -127,6 +127,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.record: Callable[[StepRecord], None] | None = None  # called before each update, for a journal
         self._losses: list[list[tuple[float, float]]] = []  # for each point, (loss, weight) of each example
         self._last: list[Probe] = []
+        self._weightless = False  # whether the step was given a micro-batch that counts nothing
         self._looked = -1  # the step whose layer inputs the direction has seen
         self._batch: tuple[Objective, Any] | None = None
 
@@ -143,9 +144,15 @@ class ZerothOrder(torch.optim.Optimizer):
         """Evaluate one micro-batch at every point of the step; returns its mean loss over the points.
 
         `objective(model, batch)` returns per-example losses (B,) or a scalar; without a batch it is a closure `()`.
-        A scalar counts as one example of weight `weight`. `within(lanes)` is entered around every forward.
+        A scalar counts as one example of weight `weight`; with weight 0 nothing is evaluated and the mean is NaN.
+        `within(lanes)` is entered around every forward.
         Raises NonFiniteLoss, after which the step's estimates are dropped, and CoverageError.
         """
+        if not 0 <= weight < math.inf:
+            raise UserError(f"weight must be a finite number >= 0, got {weight}. Remedy: the examples behind the loss.")
+        if not weight and not self.estimator.per_example:
+            self._weightless = True
+            return math.nan
         if self.parallel is None:
             return self._estimate(objective, batch, weight, within)
         with self.parallel.deferring():  # what fails is raised by `step`, in all processes
@@ -239,7 +246,7 @@ class ZerothOrder(torch.optim.Optimizer):
         row, example = (~losses.isfinite()).nonzero()[0].tolist()
         point = points[row]
         point = spread_out(point, losses.shape[1])[example] if point.each else point
-        self._losses = []
+        self._losses, self._weightless = [], False
         found = None
         if not self.perturber.sharding:  # there it would take all processes to look
             assert self._batch is not None
@@ -254,12 +261,15 @@ class ZerothOrder(torch.optim.Optimizer):
     def step(self, closure: Any = None, batch: Any = None) -> float | None:  # type: ignore[override]
         """Apply the collected estimates; `step(closure)` and `step(objective, batch)` estimate first.
 
-        Returns the mean loss over the step's points. Raises UserError when there is nothing to apply.
+        Returns the mean loss over the step's points. Raises UserError when there is nothing to apply. A step whose
+        micro-batches all have weight 0 is left out; its mean is NaN.
         """
         if closure is not None:
             self.estimate(closure, batch)
         if self.parallel is not None:
             self._losses = self.parallel.gather(self.steps, self._compared)
+        if not self._losses and self._weightless:
+            return self._pass_over()
         if not self._losses:
             raise UserError(
                 "step() found no estimate. Remedy: call estimate(objective, batch) first, or step(objective, batch)."
@@ -270,12 +280,23 @@ class ZerothOrder(torch.optim.Optimizer):
         probes = self.estimator.probes(self.seed, self.steps, losses)  # what refuses does so before anything is written
         first, *others = ([loss for loss, _ in seen] for seen in self._losses[:2])
         self.signal_to_noise = signal_to_noise(first, others[0]) if others else math.nan
-        self._losses = []
+        self._losses, self._weightless = [], False
+        record = self._recorded(losses)
+        self._apply(record, probes)
+        return math.fsum(losses) / len(losses)
+
+    def _pass_over(self) -> float:
+        """End a step without an example that counts; the journal says that it was left out."""
+        self._last, self._weightless, self.signal_to_noise = [], False, math.nan
+        self._recorded((math.nan,))
+        self.leave_out()
+        return math.nan
+
+    def _recorded(self, losses: tuple[float, ...]) -> StepRecord:
         record = StepRecord(self.steps, tuple(float(group["lr"]) for group in self.param_groups), losses)
         if self.record is not None:
             self.record(record)
-        self._apply(record, probes)
-        return math.fsum(losses) / len(losses)
+        return record
 
     def _compared(self) -> dict[str, Tensor]:
         """What must be equal in all processes between two steps."""
@@ -434,7 +455,7 @@ class ZerothOrder(torch.optim.Optimizer):
         if own is not None:
             self.seed, self.steps = own["seed"], own["steps"]
             self.carry(own.get("carried", {}))
-        self._losses, self._last = [], []
+        self._losses, self._last, self._weightless = [], [], False
         if self.parallel is not None:
             self.parallel.forget()
 
