@@ -47,6 +47,15 @@ def test_groups_have_their_own_lr_and_decay() -> None:
     assert records[0].lrs == (0.1, 0.01)
 
 
+def test_parameters_alone_are_no_group() -> None:
+    """`params` is a list of groups: without them it is refused with how to write one."""
+    model = start()
+    with pytest.raises(
+        UserError, match=r"params holds a Parameter, not a parameter group\. Remedy: params=\[{'params'"
+    ):
+        train("mezo", model, params=model.parameters())
+
+
 def test_a_foreign_tensor_in_a_group_is_refused() -> None:
     """A parameter group of another model, names that do not exist and repeated names."""
     with pytest.raises(UserError, match="not a parameter of the model"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from contextlib import contextmanager
 from typing import Any
 
@@ -247,6 +249,35 @@ def test_replaying_out_of_order_is_refused() -> None:
     for record in (StepRecord(1, (0.1,), (1.0, 2.0)), StepRecord(0, (0.1, 0.1), (1.0, 2.0))):
         with pytest.raises(UserError, match="does not follow step 0"):
             optimizer.replay(record)
+
+
+def test_a_copy_is_refused() -> None:
+    """It would have the groups and neither model nor method; its state goes into one that is built anew."""
+    optimizer = train("mezo", start())
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(
+            UserError, match=r"cannot be copied.*Remedy: .*load_state_dict\(optimizer\.state_dict\(\)\)"
+        ):
+            copied(optimizer)
+
+
+def test_a_group_that_is_added_later_is_refused() -> None:
+    """Nothing of it is kept: the next step is the one that it would have been."""
+    model = start()
+    optimizer = train("mezo", model, scope=["a"])
+    with pytest.raises(UserError, match="mezo trains the parameters that it was built with. Remedy: build a new"):
+        optimizer.add_param_group({"params": [model.b]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step(of(bowl), ROWS)
+
+
+def test_a_batch_without_examples_is_refused() -> None:
+    """Told from its tensors, or from an objective that returns no loss; the step can then be made with another."""
+    optimizer = train("mezo", start())
+    for batch in ({"x": torch.zeros(0, 3)}, {"x": torch.zeros(1)}, object()):
+        with pytest.raises(UserError, match="holds no example.*Remedy: leave out"):
+            optimizer.step(lambda model, batch: model()[:0], batch)
+    assert optimizer.step(of(bowl), ROWS) is not None and optimizer.steps == 1
 
 
 @pytest.mark.parametrize("lr", [-1.0, math.nan, math.inf])

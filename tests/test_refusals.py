@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,26 @@ from torch import nn
 from zotune.config import TrainConfig
 from zotune.direction import Dense
 from zotune.engines.offload import Offload
-from zotune.errors import ConfigError
+from zotune.errors import ConfigError, UserError
 from zotune.load import load_model
 from zotune.low_rank import LowRank
+from zotune.methods import METHODS
 from zotune.momentum import Momentum
 from zotune.perturb import Perturber
-from zotune.refusals import check_banks, check_folding, check_offload, check_parallel
+from zotune.refusals import check_banks, check_folding, check_module, check_offload, check_parallel
 from zotune.rule import Sgd
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_are_no_model(method: str) -> None:
+    """What torch's own optimizers take is refused by every method, with what to pass."""
+    given: Any = tiny("llama").parameters()
+    with pytest.raises(
+        UserError, match=r"built on a model, got generator\. Remedy: pass the nn\.Module itself; scope="
+    ):
+        METHODS[method].build(given, lr=1e-3)
+    with pytest.raises(UserError, match="got list"):
+        check_module([nn.Parameter(torch.ones(2))])
 
 
 def test_impossible_windows_are_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -34,6 +34,10 @@ def given_groups(model: nn.Module, params: Iterable[dict[str, Any]]) -> list[dic
     by_id = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = []
     for group in params:
+        if not isinstance(group, Mapping):
+            raise UserError(
+                f"params holds a {type(group).__name__}, not a parameter group. Remedy: params=[{{'params': [...]}}]."
+            )
         listed = list(group["params"])
         if any(id(parameter) not in by_id for parameter in listed):
             raise UserError(

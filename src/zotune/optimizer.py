@@ -22,13 +22,13 @@ from zotune.direction import Direction, State
 from zotune.distributed.sharded import is_part, no_gradient
 from zotune.errors import UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
-from zotune.evaluator import Evaluator, Mode, spread_out
+from zotune.evaluator import Evaluator, Mode, batch_rows, spread_out
 from zotune.groups import decay_groups, given_groups
 from zotune.noise import STREAM, STREAM_VERSION, Key
 from zotune.perturb import Perturber
 from zotune.radius import warn_unfelt
 from zotune.records import StepRecord
-from zotune.refusals import check_banks, check_folding, check_offload, check_parallel
+from zotune.refusals import check_banks, check_folding, check_module, check_offload, check_parallel
 from zotune.rule import Rule
 from zotune.schedule import scheduled
 from zotune.scorer import Objective, Scorer
@@ -91,6 +91,7 @@ class ZerothOrder(torch.optim.Optimizer):
         method: str = "custom",
         arguments: dict[str, Any] | None = None,
     ) -> None:
+        check_module(model)
         Key(seed, 0).words()  # refuses a seed out of range before anything else happens
         if not lr >= 0 or not math.isfinite(lr):
             raise UserError(f"lr must be a finite number >= 0, got {lr}. Remedy: MeZO's full tuning starts near 1e-6.")
@@ -131,6 +132,24 @@ class ZerothOrder(torch.optim.Optimizer):
         self._looked = -1  # the step whose layer inputs the direction has seen
         self._batch: tuple[Objective, Any] | None = None
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """torch's, for the constructor alone. Raises UserError afterwards: directions and records are of the groups
+        that were there.
+        """
+        if hasattr(self, "names"):
+            raise UserError(
+                f"{self.method} trains the parameters that it was built with. Remedy: build a new optimizer, with all "
+                "groups in params=."
+            )
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Raises UserError: copy and pickle would take the groups along, and neither the model nor the method."""
+        raise UserError(
+            "an optimizer of zotune cannot be copied: it belongs to its model. Remedy: build it on the copy of the "
+            "model, and load_state_dict(optimizer.state_dict())."
+        )
+
     # --- first phase ---------------------------------------------------------------------------------------------
 
     def estimate(
@@ -166,6 +185,8 @@ class ZerothOrder(torch.optim.Optimizer):
         weight: float,
         within: Callable[[int], AbstractContextManager[None]],
     ) -> float:
+        if batch_rows(batch) == 0:
+            raise _no_example()
         points, parallel = self.estimator.points(self.seed, self.steps), self.parallel
         plain: Objective = objective if batch is not None else lambda _model, _batch: _as_tensor(objective())
         self._batch = (plain, batch)
@@ -188,6 +209,8 @@ class ZerothOrder(torch.optim.Optimizer):
             losses = torch.cat([self._alone(plain, point, within) for point in left])
         else:
             losses = self.evaluator.losses(objective, batch, left, within)
+        if not losses.numel():
+            raise _no_example()
         if centre is not None:
             rows = iter(losses)
             losses = torch.stack([next(rows) if point.scale else centre for point in points])
@@ -458,6 +481,10 @@ class ZerothOrder(torch.optim.Optimizer):
         self._losses, self._last, self._weightless = [], [], False
         if self.parallel is not None:
             self.parallel.forget()
+
+
+def _no_example() -> UserError:
+    return UserError("a micro-batch holds no example, so it has no loss. Remedy: leave out batches without rows.")
 
 
 def _as_tensor(loss: Any) -> Tensor:

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from zotune.direction import Direction
-from zotune.errors import ConfigError
+from zotune.errors import ConfigError, UserError
 from zotune.noise import Key
 from zotune.perturb import Perturber
 from zotune.rule import Rule
 
 if TYPE_CHECKING:
     from zotune.distributed.sharing import Sharing
+
+
+def check_module(model: Any) -> None:
+    """Raises UserError for what is no module, such as the parameters that torch's own optimizers take."""
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"a zotune optimizer is built on a model, got {type(model).__name__}. Remedy: pass the nn.Module itself; "
+            "scope= or params= choose its parameters."
+        )
 
 
 def check_folding(fold_every: int, direction: Direction, groups: Sequence[Mapping[str, Any]]) -> None:
