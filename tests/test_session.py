@@ -142,6 +142,22 @@ def test_unknown_method(config: Config) -> None:
         Session(config(method="adam", model="nowhere"))
 
 
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        (
+            "intervall",
+            "unknown option 'intervall'. The nearest is 'interval'. Remedy: .*the method lozo takes interval, ",
+        ),
+        ("queries", "queries is an option of its own. Remedy: take it out of method_args"),
+    ],
+)
+def test_unknown_arguments_of_a_method(config: Config, argument: str, said: str) -> None:
+    """Given in Python they are refused as on the command line, before a model is looked for."""
+    with pytest.raises(ConfigError, match=said):
+        Session(config(method="lozo", method_args={argument: 2}, model="nowhere"))
+
+
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_bad_rows_are_named_with_their_file(config: Config, tmp_path: Path, name: str) -> None:
     """The message about a row says which file it is in."""

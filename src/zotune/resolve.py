@@ -79,7 +79,7 @@ def resolve(
             (options if name in OPTIONS else arguments)[name] = value
         for name in {**nested, **given}:
             if name not in accepted and (name in nested or name not in OPTIONS):
-                raise ConfigError(places.get(name, "") + _unknown(name, method, accepted))
+                raise unknown_option(name, method, accepted, places.get(name, ""))
     return TrainConfig(**_required(options), method_args=arguments)
 
 
@@ -107,11 +107,14 @@ def _nested(value: Any, place: str) -> dict[str, Any]:
     return {str(name): item for name, item in (value or {}).items()}
 
 
-def _unknown(name: str, method: str, accepted: set[str]) -> str:
+def unknown_option(name: str, method: str, accepted: set[str], place: str = "") -> ConfigError:
+    """What somebody is told who gives a method an argument that it does not take; `accepted` are those it takes."""
     if name in OPTIONS:
-        return f"{name} is an option of its own. Remedy: take it out of method_args and give {flag(name)}."
+        return ConfigError(
+            f"{place}{name} is an option of its own. Remedy: take it out of method_args and give {flag(name)}."
+        )
     takes = f"the method {method} takes {', '.join(sorted(accepted)) or 'no arguments of its own'}"
-    return (
-        f"unknown option {name!r}.{nearest(name, {*OPTIONS, *accepted})} Remedy: remove it or correct its "
+    return ConfigError(
+        f"{place}unknown option {name!r}.{nearest(name, {*OPTIONS, *accepted})} Remedy: remove it or correct its "
         f"name; {takes}; the other options stand in `zotune train --help`."
     )

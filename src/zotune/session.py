@@ -26,6 +26,7 @@ from zotune.objective.make import make_objective
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import scope_sha256
 from zotune.records import StepRecord
+from zotune.resolve import method_arguments, unknown_option
 from zotune.reuse import Reuse
 from zotune.run import RunPaths
 from zotune.watch import memory_bytes
@@ -60,6 +61,7 @@ class Session:
     ) -> None:
         if config.method not in METHODS:
             raise ConfigError(f"unknown method {config.method!r}. Remedy: one of {', '.join(METHODS)}.")
+        _check_arguments(config.method, config.method_args)
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, self.scope, self.group, self.pool, self.server = config, config.scope, group, pool, server
@@ -185,9 +187,7 @@ class Session:
                 f"{c.method} takes no queries. Remedy: leave it out; its own arguments are "
                 f"{', '.join(sorted(accepts(c.method) - {'lr', 'eps', 'seed'}))}."
             )
-        build = METHODS[c.method].build
-        _check_arguments(build, c.method_args)
-        optimizer = build(self.model, **given, **options, **c.method_args)
+        optimizer = METHODS[c.method].build(self.model, **given, **options, **c.method_args)
         if c.fold_every is not None or not c.weight_decay:
             optimizer.fold_in_windows(c.fold_every)
         return optimizer
@@ -273,12 +273,14 @@ class Session:
         }
 
 
-def _check_arguments(build: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """The method's own arguments against its factory's annotations. Raises ConfigError naming the first wrong one."""
+def _check_arguments(method: str, arguments: dict[str, Any]) -> None:
+    """The method's own arguments against its factory's. Raises ConfigError naming the first that is none or wrong."""
     from pydantic import TypeAdapter, ValidationError
 
-    known = get_type_hints(build)
+    known, accepted = get_type_hints(METHODS[method].build), method_arguments(method)
     for name, value in arguments.items():
+        if name not in accepted:
+            raise unknown_option(name, method, accepted)
         try:
             TypeAdapter(known.get(name, Any)).validate_python(value, strict=True)
         except ValidationError as error:
