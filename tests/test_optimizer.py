@@ -104,6 +104,14 @@ def test_a_closure_equals_an_objective(method: str) -> None:
     assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
+def test_lanes_on_refuses_a_closure() -> None:
+    """What must ride together cannot where the batch is out of sight; the step is not taken."""
+    optimizer = train("mezo", start(), lanes="on")
+    with pytest.raises(UserError, match=r"lanes=on, but a closure holds its batch.*Remedy: use lanes=auto"):
+        optimizer.step(lambda: 1.0)
+    assert optimizer.steps == 0 and optimizer.evaluator.forwards == 0
+
+
 def test_scalar_losses_weigh_what_they_are_told() -> None:
     """A scalar is one example of the given weight: 3 and 1 rows of mean losses make the mean of 4."""
     model = Weights(w=normals(5, 1, torch.float64))

@@ -42,7 +42,7 @@ class Evaluator(Scorer):
         self.max_lanes = max_lanes
         self.reason = "lanes=off was asked for" if lanes == "off" else ""
         self.mode = "sequential" if lanes == "off" else "undecided"
-        self._must = lanes == "on"
+        self.must = lanes == "on"
         self.coverage = coverage
         self._proven: list[str] = []  # how the proven forward read its activations
         self._proven_with: Objective | None = None  # the objective whose lanes were proven
@@ -194,8 +194,8 @@ class Evaluator(Scorer):
             if is_fault(unsupported):
                 raise
             self.reason = str(unsupported).strip().splitlines()[0]
-            if self._must:
-                raise UserError(f"lanes=on, but {self.reason}. Remedy: use lanes=auto.") from None
+            if self.must:
+                raise refused_lanes(self.reason) from None
             self._proven = []
             logger.info("one evaluation at a time: %s", self.reason)
         else:
@@ -218,6 +218,11 @@ class Evaluator(Scorer):
     def _dtype(self) -> torch.dtype:
         sizes = {target.data.dtype for target in self.perturber.targets()}
         return min(sizes, key=lambda dtype: -torch.finfo(dtype).eps)
+
+
+def refused_lanes(reason: str) -> UserError:
+    """What is said where lanes are asked for and cannot be."""
+    return UserError(f"lanes=on, but {reason}. Remedy: use lanes=auto.")
 
 
 def asked(objective: Objective, model: nn.Module, batch: Any, copy: int | None) -> Tensor:

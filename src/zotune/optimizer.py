@@ -22,7 +22,7 @@ from zotune.direction import Direction, State
 from zotune.distributed.sharded import is_part, no_gradient
 from zotune.errors import UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
-from zotune.evaluator import Evaluator, Mode, batch_rows, spread_out
+from zotune.evaluator import Evaluator, Mode, batch_rows, refused_lanes, spread_out
 from zotune.groups import decay_groups, given_groups
 from zotune.noise import STREAM, STREAM_VERSION, Key
 from zotune.perturb import Perturber
@@ -187,6 +187,8 @@ class ZerothOrder(torch.optim.Optimizer):
     ) -> float:
         if batch_rows(batch) == 0:
             raise _no_example()
+        if batch is None and self.evaluator.must:
+            raise refused_lanes("a closure holds its batch, so nothing can be stacked")
         points, parallel = self.estimator.points(self.seed, self.steps), self.parallel
         plain: Objective = objective if batch is not None else lambda _model, _batch: _as_tensor(objective())
         self._batch = (plain, batch)

@@ -25,7 +25,7 @@ class Scorer(ABC):
 
     mode: whether points ride together ("lanes") or one by one, once that is decided; reason: why not together.
     max_lanes: points in one forward at most. forwards: passes of a batch at a point so far. coverage: whether a
-    parameter in scope that a forward does not use is an error.
+    parameter in scope that a forward does not use is an error. must: whether points that cannot ride together are one.
     """
 
     mode: Literal["undecided", "lanes", "sequential"] = "undecided"
@@ -33,6 +33,7 @@ class Scorer(ABC):
     max_lanes: int = 1
     forwards: int = 0
     coverage: bool = True
+    must: bool = False
 
     @abstractmethod
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within = nothing) -> Tensor:
