@@ -57,6 +57,7 @@ def test_text_from_a_command_line_is_converted() -> None:
         ({"train": 3}, "^train is 3"),
         ({"label_words": ["a", "b"], "completion_column": "c"}, "cannot be used together"),
         ({"labels": [0, 1]}, "labels needs label_words"),
+        ({"sensitive": "m.safetensors"}, "mask of scope sensitive, and scope is 'full'. Remedy: --scope sensitive, or"),
         ({"objective": "bleu"}, "^objective is 'bleu'"),
         ({"reward": ["a:b"], "objective": "f1"}, "reward and objective were given. Remedy: leave one"),
         ({"reward": ["a:b"], "metric": "a:b"}, "reward and metric were given"),

@@ -177,6 +177,11 @@ class TrainConfig:
             object.__setattr__(self, "lanes", "off")
         if self.device_map is not None and self.device != "auto":
             raise ConfigError("device and device_map cannot be used together. Remedy: leave --device out.")
+        if self.sensitive is not None and not takes_mask(self.scope):
+            raise ConfigError(
+                f"sensitive is the mask of scope sensitive, and scope is {self.scope!r}. Remedy: --scope sensitive, or "
+                "leave --sensitive out."
+            )
         if self.labels is not None and self.label_words is None:
             raise ConfigError("labels needs label_words. Remedy: give one word per label in label_words.")
         self._check_task()
@@ -274,6 +279,11 @@ class TrainConfig:
             metric=None if self.metric is None else _placed(self.metric),
             output_dir=self.output_dir.resolve(),
         )
+
+
+def takes_mask(scope: str) -> bool:
+    """Whether a scope has sensitive weights among its parts."""
+    return "sensitive" in [part.strip() for part in scope.split("&")]
 
 
 OPTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TrainConfig))

@@ -19,7 +19,7 @@ GIVEN = {
     "data_format": "label",
     "label_column": "y", "template": "{{ x }} It was", "label_words": "terrible,great", "labels": "0,1",
     "method": "lozo", "lr": "1e-6", "eps": "1e-3", "queries": "2", "weight_decay": "0.1",
-    "scope": "norms&last:2", "lora_rank": "4", "lora_alpha": "8", "lora_targets": "q,v", "steps": "200",
+    "scope": "sensitive&last:2", "lora_rank": "4", "lora_alpha": "8", "lora_targets": "q,v", "steps": "200",
     "prefix_tokens": "3",
     "batch_size": "16", "micro_batch_size": "8", "seed": "7", "dtype": "bfloat16", "device": "cpu",
     "lr_schedule": "linear", "blocks": "cycle", "fold_every": "2",

@@ -57,6 +57,13 @@ def test_untrained_rows_get_the_model_as_it_is() -> None:
     assert {row.config.scope for row in make_rows(shared(scope="lora"), ["zero-shot", "in-context"])} == {"full"}
 
 
+def test_the_mask_goes_to_rows_of_its_scope() -> None:
+    """The rows of other scopes, also those without training, are made without it."""
+    names = ["zero-shot", "mezo", "mezo-lora", "adamw"]
+    rows = make_rows(shared(scope="sensitive&last:2", sensitive=Path("m")), names, ["adamw.scope=full"])
+    assert [row.config.sensitive for row in rows] == [None, Path("m"), None, None]
+
+
 def test_tuned_are_methods_without_a_rate() -> None:
     """Not the one that has a rate, and nothing but methods."""
     names = ["zero-shot", "sparse_mezo", "lozo", "mezo", "adamw"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from zotune.config import OPTIONS, TrainConfig
+from zotune.config import OPTIONS, TrainConfig, takes_mask
 from zotune.errors import ConfigError
 from zotune.methods import METHODS, accepts
 from zotune.resolve import nearest
@@ -107,6 +107,8 @@ def _row(config: TrainConfig, name: str, given: Mapping[str, Any], tune: bool) -
     elif not same:
         options |= {"lr": None, "eps": None, "queries": None, "method_args": {}}
     options |= {"method": method, **own}
+    if not takes_mask(options.get("scope", config.scope)):
+        options["sensitive"] = None
     if arguments:
         options["method_args"] = {**options.get("method_args", config.method_args), **arguments}
     made = dataclasses.replace(config, **options)
