@@ -55,6 +55,7 @@ def test_text_from_a_command_line_is_converted() -> None:
         ({"label_words": [["a"]]}, "^label_words is "),
         ({"method_args": 3}, "^method_args is 3"),
         ({"train": 3}, "^train is 3"),
+        ({"output_dir": ""}, "^output_dir is empty. Remedy: name a file or folder with --output-dir.$"),
         ({"label_words": ["a", "b"], "completion_column": "c"}, "cannot be used together"),
         ({"labels": [0, 1]}, "labels needs label_words"),
         ({"sensitive": "m.safetensors"}, "mask of scope sensitive, and scope is 'full'. Remedy: --scope sensitive, or"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -35,12 +36,13 @@ class Few:
     size: Annotated[int, Opt("How many.", ge=1, le=9)]
     names: Annotated[list[str], Opt("Which.")] = field(default_factory=list)
     min_share: Annotated[float, Opt("From.", gt=0)] = 0.5
+    to: Annotated[Path | None, Opt("Where.")] = None
 
 
 def test_values_become_what_the_class_says() -> None:
     """Text is converted, defaults are filled in, and each call has a list of its own."""
     found = checked(Few, {"size": "3"})
-    assert found == {"size": 3, "names": [], "min_share": 0.5}
+    assert found == {"size": 3, "names": [], "min_share": 0.5, "to": None}
     assert found["names"] is not checked(Few, {"size": 3})["names"]
     assert checked(Few, {"size": 9, "names": [1, "b"]})["names"] == ["1", "b"]
 
@@ -52,6 +54,7 @@ def test_values_become_what_the_class_says() -> None:
         ({"size": 10}, "^size is 10: input should be less than or equal to 9"),
         ({"size": 1, "min_share": 0}, "^min_share is 0: .*greater than 0. Remedy: correct it. --min-share: From.$"),
         ({"size": 1, "min_share": float("inf")}, "^min_share is inf: .*finite"),
+        ({"size": 1, "to": ""}, "^to is empty. Remedy: name a file or folder with --to.$"),
         ({"size": 1, "names": ["a", "b\0"]}, r"^names is 'b\\x00', which holds a character that is no text. .*--names"),
         ({"size": 1, "names": ["\ud800"]}, "which holds a character that is no text. Remedy: correct --names.$"),
     ],

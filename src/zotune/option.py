@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final, get_type_hints
+from typing import TYPE_CHECKING, Any, final, get_args, get_type_hints
 
 from zotune.errors import ConfigError
 
@@ -64,6 +64,9 @@ def checked(options: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as the types of a class of options say. Raises ConfigError, which names the first wrong one."""
     from pydantic import ValidationError
 
+    for name, value in values.items():
+        if value == "" and _is_path(options, name):  # as a path it would be the folder where the command was started
+            raise ConfigError(f"{name} is empty. Remedy: name a file or folder with {flag(name)}.")
     try:
         found = schema(options)(**values)
     except ValidationError as error:
@@ -77,6 +80,11 @@ def checked(options: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         _refuse_unwritable(name, value)
     return given
+
+
+def _is_path(options: type, name: str) -> bool:
+    hint = hints(options).get(name)
+    return hint is not None and Path in (hint.__origin__, *get_args(hint.__origin__))
 
 
 def _refuse_unwritable(name: str, value: Any) -> None:
