@@ -39,6 +39,15 @@ def test_names_and_figures_of_a_run(config: Config) -> None:
     assert watch.said == []
 
 
+def test_a_way_to_share_without_anybody_is_said(config: Config) -> None:
+    """One process with `parallel` trains as without it, and says so before its first step."""
+    session, watch = begun(config(scope="norms", eval=None, parallel="data"))
+    say_header(session, watch)
+    assert watch.said == [
+        "parallel data is not used: this process does all the work. torchrun starts processes that share it."
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -46,7 +46,7 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
     """The header. Returns `foreseen_memory_bytes` for the result, where it was looked for: nobody hears Quiet."""
     if isinstance(watch, Quiet):
         return {}
-    config, optimizer, reuse = session.config, session.optimizer, session.reuse
+    config, optimizer, reuse, group = session.config, session.optimizer, session.reuse, session.group
     count = sum(target.data.numel() for target in optimizer.perturber.targets())
     total = sum(parameter.numel() for parameter in session.model.parameters())
     lanes = optimizer.evaluator
@@ -73,6 +73,9 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
             "run": str(config.output_dir),
         }
     )
+    if config.parallel is not None and group is None:
+        does = "workers of a pool share the work" if session.pool is not None else "this process does all the work"
+        watch.say(f"parallel {config.parallel} is not used: {does}. torchrun starts processes that share it.")
     warning = check_lr(optimizer.defaults["lr"], count, config.method)
     if warning:
         watch.say(warning)
