@@ -13,13 +13,20 @@ import torch
 import transformers
 
 from zotune.config import TrainConfig
-from zotune.errors import ConfigError, UserError
-from zotune.load import device_of, load_model, load_tokenizer, meta_model, quiet
+from zotune.errors import ConfigError, DataError, UserError
+from zotune.load import device_of, load_model, load_to_replay, load_tokenizer, meta_model, quiet
 from zotune.objective.label_words import LabelWords
 from zotune.objective.make import make_objective
 from zotune.weights import base_sha256, weights_sha256
 
 Config = Callable[..., TrainConfig]
+
+
+def test_a_replay_names_what_has_moved(tmp_path: Path) -> None:
+    """A folder of the model that is no longer there is no id of the hub: the run's config has it."""
+    config = TrainConfig(model=str(tmp_path / "gone"), train=Path("t"), output_dir=tmp_path)
+    with pytest.raises(DataError, match="gone does not exist any more. Remedy: correct `model:` in .*config.yaml"):
+        load_to_replay(config)
 
 
 @pytest.mark.parametrize(

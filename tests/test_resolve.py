@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from zotune.errors import ConfigError
-from zotune.resolve import read_file, resolve
+from zotune.errors import ConfigError, DataError
+from zotune.resolve import FILES, check_files, read_file, resolve
 
 BASE: dict[str, Any] = {"model": "m", "train": "train.jsonl", "output_dir": "out"}
 ACCEPTED = {"mezo": {"law"}, "lozo": {"rank", "interval", "law"}}
@@ -136,3 +136,19 @@ def test_the_real_method_table() -> None:
     assert resolve(BASE).method == "mezo"
     with pytest.raises(ConfigError, match="unknown option 'no_such_argument'"):
         resolve(BASE | {"no_such_argument": 1})
+
+
+def test_files_of_a_run_that_have_moved(tmp_path: Path) -> None:
+    """Each is named with its key in the run's config; names of the hub and of built-in tasks are no files."""
+    (tmp_path / "rows.jsonl").touch()
+    there = str(tmp_path / "rows.jsonl")
+    check_files(resolve({"model": "org/name", "train": there, "output_dir": tmp_path}))
+    check_files(resolve({"model": "org/name", "task": "sst2", "output_dir": tmp_path}))
+    gone = str(tmp_path / "gone")
+    for name in ("model", "train", "eval"):
+        config = resolve({"model": "org/name", "train": there, "output_dir": tmp_path, name: gone})
+        with pytest.raises(
+            DataError, match=f"gone does not exist any more. Remedy: correct `{name}:` in .*config.yaml.$"
+        ):
+            check_files(config)
+        check_files(config, [other for other in FILES if other != name])

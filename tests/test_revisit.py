@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from zotune.config import TrainConfig
-from zotune.errors import ConfigError, JournalError, RunError
+from zotune.errors import ConfigError, DataError, JournalError, RunError
 from zotune.export import export
 from zotune.history.checkout import checkout
 from zotune.history.verify import verify
@@ -221,6 +222,27 @@ def test_evaluate_run(run: Path, config: Config, movies: Path) -> None:
     assert evaluate_run(config(eval=movies / "train.jsonl"), run, Quiet())["examples"] == 22
     with pytest.raises(ConfigError, match="no rows to evaluate on. Remedy: --eval FILE"):
         evaluate_run(config(eval=None), run, Quiet())
+
+
+def test_evaluation_when_files_have_moved(run: Path, movies: Path) -> None:
+    """Training rows are needed for the order of the labels alone; all else that has moved is named with its key."""
+    path = run / "config.yaml"
+    text, paths = path.read_text(), RunPaths(run)
+    before = evaluate_run(config_of(paths), run, Quiet())
+    path.write_text(text.replace("train.jsonl", "gone.jsonl"))
+    gone, there = config_of(paths), movies / "train.jsonl"
+    with pytest.raises(
+        DataError, match=r"gone.jsonl does not exist .* correct `train:` in .*config.yaml, or give --labels"
+    ):
+        evaluate_run(dataclasses.replace(gone, eval=there), run, Quiet())
+    assert evaluate_run(dataclasses.replace(gone, labels=[0, 1]), run, Quiet()) == before
+    assert evaluate_run(dataclasses.replace(gone, train=there), run, Quiet()) == before
+    path.write_text(text.replace("eval.jsonl", "gone.jsonl"))
+    with pytest.raises(
+        DataError, match=r"gone.jsonl does not exist any more. Remedy: correct `eval:` in .*config.yaml"
+    ):
+        evaluate_run(config_of(paths), run, Quiet())
+    assert evaluate_run(dataclasses.replace(config_of(paths), eval=there), run, Quiet())["examples"] == 22
 
 
 def test_log_rows(run: Path) -> None:

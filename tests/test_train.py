@@ -14,7 +14,7 @@ from tests.courses import COURSES, Config, Noting, Stopped, course, state, steps
 
 import zotune
 from zotune.config import TrainConfig
-from zotune.errors import JournalError, NonFiniteLoss, RunError, UserError
+from zotune.errors import DataError, JournalError, NonFiniteLoss, RunError, UserError
 from zotune.load import load_model
 from zotune.methods import METHODS
 from zotune.resolve import config_of
@@ -55,6 +55,24 @@ def test_resumed_is_undisturbed(
     with pytest.raises(UserError, match="draws its directions from the inputs"):
         zotune.replay(tmp_path / "run" / "journal.zoj", model)
     assert weights_sha256(dict(model.named_parameters())) == before
+
+
+def test_resume_names_what_has_moved(config: Config, tmp_path: Path, stop_before: Callable[[int | None], None]) -> None:
+    """The rows lie elsewhere: the message says where to write it, and then the run goes on."""
+    stop_before(2)
+    with pytest.raises(Stopped):
+        train(config(), Quiet())
+    stop_before(None)
+    rows, moved = config().train, tmp_path / "moved.jsonl"
+    assert rows is not None
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace(str(rows), str(moved)))
+    with pytest.raises(
+        DataError, match=r"moved.jsonl does not exist any more. Remedy: correct `train:` in .*config.yaml"
+    ):
+        resume(tmp_path / "run", Quiet())
+    shutil.copyfile(rows, moved)
+    assert resume(tmp_path / "run", Quiet())["steps"] == 7
 
 
 @pytest.mark.parametrize("k", range(8))

@@ -15,6 +15,7 @@ from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
 from zotune.load import load_model, load_tokenizer
 from zotune.objective.make import fitted
+from zotune.resolve import check_files
 from zotune.revisit import replay_onto
 from zotune.run import RunPaths
 from zotune.session import Session
@@ -45,6 +46,8 @@ def evaluate_tasks(
     """
     if not names:
         raise ConfigError("tasks names none. Remedy: --tasks sst2,rte.")
+    if run is not None:
+        check_files(config, ("model", "sensitive"))
     found = [(name, _known(name, config.allow_task_code)) for name in names]
     model, steps = load_model(config), 0
     if run is not None:

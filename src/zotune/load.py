@@ -20,6 +20,7 @@ from zotune.errors import ConfigError, UserError
 from zotune.mapped import clean_mappings, release
 from zotune.objective.model_kind import Kind, model_kind
 from zotune.quantised.load import quantisation, settle
+from zotune.resolve import check_files
 from zotune.weights import aligned
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ def offloaded(config: TrainConfig, model: nn.Module, device: torch.device) -> Of
 
 
 def load_to_replay(config: TrainConfig) -> tuple[nn.Module, Offload | None]:
-    """The model for a replay, which needs no forward: one that is offloaded, on the CPU."""
+    """The model for a replay of a run, which needs no forward: one that is offloaded, on the CPU.
+
+    `config` is the run's own. Raises DataError where its model has moved.
+    """
+    check_files(config, ("model", "sensitive"))
     model = load_model(config)
     return model, offloaded(config, model, torch.device("cpu"))
 

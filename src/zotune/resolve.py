@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
-from zotune.errors import ConfigError
+from zotune.errors import ConfigError, DataError
 from zotune.option import flag
 from zotune.run import RunPaths
 
 MAX_FILE_BYTES = 2**20
+# The options that name what a run reads, all of which may lie elsewhere by now.
+FILES = ("model", "train", "eval", "task", "data_dir", "sensitive")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -87,6 +89,19 @@ def config_of(paths: RunPaths, trust_remote_code: bool = False, allow_task_code:
     """The run's own config; the folder may have been moved since. Only the caller can allow code of others."""
     allowed = {"trust_remote_code": trust_remote_code, "allow_task_code": allow_task_code}
     return resolve({"output_dir": paths.folder, **allowed}, paths.config)
+
+
+def check_files(config: TrainConfig, names: Iterable[str] = FILES) -> None:
+    """Raises DataError for the first option among `names` whose file or folder is not where a run's config has it.
+
+    `config` is the run's own (`config_of`).
+    """
+    for name in names:
+        value = getattr(config, name)
+        # A model that is no whole path is one of the hub, such a task is built in.
+        if value is not None and Path(value).is_absolute() and not Path(value).exists():
+            file = RunPaths(config.output_dir).config
+            raise DataError(f"{value} does not exist any more. Remedy: correct `{name}:` in {file}.")
 
 
 def _required(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from zotune.config import TrainConfig
-from zotune.errors import ConfigError, RunError
+from zotune.errors import ConfigError, DataError, RunError
 from zotune.journal import StepRecord
 from zotune.journal import read as read_journal
 from zotune.load import load_to_replay, load_tokenizer
@@ -21,7 +22,7 @@ from zotune.objective.from_config import functions_of_run
 from zotune.objective.functions import Functions
 from zotune.optimizer import ZerothOrder
 from zotune.rebuild import apply, rebuild
-from zotune.resolve import config_of
+from zotune.resolve import FILES, check_files, config_of
 from zotune.run import RunPaths
 from zotune.session import Session, check_same
 from zotune.watch import Watch
@@ -69,8 +70,11 @@ def evaluate_run(
     leads to, or of the bare model.
 
     `config` is the run's own, with other evaluation rows perhaps; functions that it names are imported for a bare
-    model, and for a run only with `trust_reward`. The run folder is only read.
+    model, and for a run only with `trust_reward`. The run folder is only read. Raises DataError for what has moved; the
+    training rows are needed for the order of the labels alone.
     """
+    if run is not None:
+        config = _with_files(config, RunPaths(run).check())
     functions = functions_of_run(config, trust_reward or run is None, Functions())
     session, steps = Session(config, training=False, functions=functions), 0
     if run is not None:
@@ -81,6 +85,23 @@ def evaluate_run(
         raise ConfigError("there are no rows to evaluate on. Remedy: --eval FILE.")
     watch.eval(steps, {key: value for key, value in found.as_dict().items() if value is not None})
     return found.as_dict() | {"steps": steps}
+
+
+def _with_files(config: TrainConfig, paths: RunPaths) -> TrainConfig:
+    """The config, once what it has of the run's own is there; training rows that are not give way to the held-out ones,
+    which stand for them at a bare model too.
+    """
+    own, asked = config_of(paths).absolute(), config.absolute()
+    kept = [name for name in FILES if getattr(asked, name) == getattr(own, name)]
+    check_files(own, [name for name in kept if name != "train"])
+    if "train" not in kept or own.train is None or own.train.exists() or config.eval is None:
+        return config
+    if config.label_words and config.labels is None:
+        raise DataError(
+            f"{own.train} does not exist any more, and its rows tell the order of the labels. Remedy: correct `train:` "
+            f"in {paths.config}, or give --labels, in the order of the words."
+        )
+    return dataclasses.replace(config, train=config.eval)
 
 
 def replay_onto(

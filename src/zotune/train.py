@@ -29,7 +29,7 @@ from zotune.nonfinite import Skips
 from zotune.objective.from_config import functions_of_run, given_functions
 from zotune.objective.functions import Functions
 from zotune.rebuild import current_sha256, steps_of
-from zotune.resolve import config_of, resolve
+from zotune.resolve import check_files, config_of, resolve
 from zotune.run import RunFolder, RunPaths
 from zotune.session import Session, check_same
 from zotune.shortage import explained
@@ -132,11 +132,13 @@ def resume(
             raise RunError(f"{paths.folder} has lost its {paths.journal.name}. Remedy: restore it from a copy.")
         watch.say("The run was stopped before its first step: it starts anew.")
         config = replace(config_of(paths, trust_remote_code, allow_task_code), **places)
+        check_files(config)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
         return _begin(config, watch, functions, group, pool, server)
     with RunFolder.open(run) as folder, Journal.append_to(paths.journal) as journal:
         config = replace(config_of(paths, trust_remote_code, allow_task_code), **places)
+        check_files(config)
         functions = functions_of_run(config, trust_reward, passed)
         _tell(group, paths)
         return _continue(config, folder, journal, watch, functions, group, pool, server)
