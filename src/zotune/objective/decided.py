@@ -20,7 +20,7 @@ class Decided(Objective):
     """Minus the accuracy of each example (0 or -1), or minus the macro F1 of a batch (one number).
 
     inner: the objective that scores the candidates; the best one is the prediction. Neither has a gradient, and both
-    are flat where no prediction changes within eps. Where scores are not finite nothing is predicted, which is wrong.
+    are flat where no prediction changes within eps. Scores that are not finite predict nothing: NaN as a loss, and wrong.
     """
 
     def __init__(self, inner: LabelWords | OptionLikelihood, metric: Literal["accuracy", "macro_f1"]) -> None:
@@ -47,8 +47,9 @@ class Decided(Objective):
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         predicted = self._inner.predict(model, batch)
         if self.metric == "macro_f1":
-            return -macro_f1(predicted, batch["label"], _classes(batch))
-        return -_right(batch, predicted).float()
+            found = -macro_f1(predicted, batch["label"], _classes(batch))
+            return found if bool((predicted != NONE).all()) else torch.full_like(found, torch.nan)
+        return _losses(_right(batch, predicted), predicted)
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses (B,) and which predictions are right; for macro F1 no losses, and predicted, label, classes (B, 3)."""
@@ -57,7 +58,7 @@ class Decided(Objective):
             classes = torch.full_like(predicted, _classes(batch))
             return torch.empty(0), torch.stack([predicted, batch["label"], classes], dim=1)
         right = _right(batch, predicted)
-        return -right.float(), right
+        return _losses(right, predicted), right
 
     def over_set(self, found: Sequence[Sequence[int]]) -> float:
         """The macro F1 of a whole set."""
@@ -81,6 +82,11 @@ def _classes(batch: Batch) -> int:
     """How many candidates the examples have."""
     words: Tensor = batch["words"] if "words" in batch else batch["targets"]
     return int(words.shape[1])
+
+
+def _losses(right: Tensor, predicted: Tensor) -> Tensor:
+    """(B,) 0 or -1; NaN for scores that choose nothing, so that a step does not take them for a wrong answer."""
+    return (-right.float()).masked_fill(predicted == NONE, torch.nan)
 
 
 def _right(batch: Batch, predicted: Tensor) -> Tensor:
