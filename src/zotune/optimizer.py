@@ -300,7 +300,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 "step() found no estimate. Remedy: call estimate(objective, batch) first, or step(objective, batch)."
             )
         losses = self._reduced()
-        if not self.steps and not self.perturber.sharding:
+        if not self.steps and not self.perturber.sharding and self.offload is None:  # where all weights are at hand
             warn_unfelt(self.perturber.targets(), self.direction, self.estimator.points(self.seed, self.steps))
         probes = self.estimator.probes(self.seed, self.steps, losses)  # what refuses does so before anything is written
         first, *others = ([loss for loss, _ in seen] for seen in self._losses[:2])

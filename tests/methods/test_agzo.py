@@ -193,7 +193,7 @@ def test_a_replay_needs_the_inputs() -> None:
     for _ in range(3):
         optimizer.step(loss, batch)
     for record in records:
-        with pytest.raises(UserError, match="draws its directions from the inputs.*Remedy: .*zotune resume"):
+        with pytest.raises(UserError, match="draws its directions from the inputs.*Remedy: .*zotune replay"):
             other.replay(record)
         other.look(loss, batch)
         other.replay(record)

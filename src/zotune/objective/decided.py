@@ -20,7 +20,8 @@ class Decided(Objective):
     """Minus the accuracy of each example (0 or -1), or minus the macro F1 of a batch (one number).
 
     inner: the objective that scores the candidates; the best one is the prediction. Neither has a gradient, and both
-    are flat where no prediction changes within eps. Scores that are not finite predict nothing: NaN as a loss, and wrong.
+    are flat where no prediction changes within eps. Scores that are not finite predict nothing: the loss is NaN, and
+    the example is counted as wrong.
     """
 
     def __init__(self, inner: LabelWords | OptionLikelihood, metric: Literal["accuracy", "macro_f1"]) -> None:
