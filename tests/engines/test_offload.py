@@ -412,11 +412,15 @@ def test_memory_of_a_process_with_blocks_on_disk(tiny: Callable[[str], Path], tm
 
 @pytest.mark.parametrize("method", ["mezo", "lozo"])
 def test_a_device_with_a_number_is_that_of_its_tensors(method: str) -> None:
-    """What is kept for each device is found again under the name that tensors there have."""
-    model = deep(4, 64)
-    optimizer = train(method, model, offload=Offload(model, "cpu:0"))
-    for seed in range(2):
-        optimizer.step(squared, {"x": models.normals((4, 64), seed)})
+    """What is kept for each device is found again under the name that tensors there have: the same bits as without."""
+    ends = []
+    for streamed in (False, True):
+        model = deep(4, 64)
+        optimizer = train(method, model, **({"offload": Offload(model, "cpu:0")} if streamed else {}))
+        for seed in range(2):
+            optimizer.step(squared, {"x": models.normals((4, 64), seed)})
+        ends.append(optimizer.weights())
+    assert same_bits(*ends)
 
 
 @pytest.mark.gpu

@@ -59,8 +59,8 @@ def complete(
     prompts (B, T) int64, padded on the left for decoders; seen (B, T), 0 at padding. draw: for each prompt the numbers
     that, with the seed, decide its noise. Raises ConfigError for a model that cannot generate.
     """
-    if _counts_padding(model, seen):
-        alone = zip(_unpadded(prompts, seen), draw, strict=True)
+    if counts_padding(model, seen):
+        alone = zip(unpadded(prompts, seen), draw, strict=True)
         return [complete(model, coder, *each, decoding, [own])[0] for each, own in alone]
     ends = end_tokens(model, coder)
     start = _start(model, prompts)
@@ -78,8 +78,8 @@ def forced(
 
     A generation like any other but for the choice of the words, so that it can be compared to rounding.
     """
-    if _counts_padding(model, seen):
-        alone = zip(_unpadded(prompts, seen), numbers, strict=True)
+    if counts_padding(model, seen):
+        alone = zip(unpadded(prompts, seen), numbers, strict=True)
         return torch.cat([forced(model, coder, *each, [own], most) for each, own in alone])
     words = _Forced(numbers, _start(model, prompts))
     _generated(model, coder, prompts, seen, min(most, _FORCED), [], words, [])
@@ -108,27 +108,26 @@ def _generated(
         repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=list(ends) or None, pad_token_id=coder.pad,
         disable_compile=True,
     )  # fmt: skip
-    tuned: Any = model
+    more = {"logits_processor": LogitsProcessorList([logits]), "stopping_criteria": StoppingCriteriaList(stops)}
+    return said(model, prompts, seen, settings, **more)
+
+
+def said(model: Any, prompts: Tensor, seen: Tensor, config: Any, **more: Any) -> Tensor:
+    """What the model's own `generate` gives for a batch whose padding does not count."""
     with torch.no_grad(), whole_product(model), warnings.catch_warnings():
         # PEFT, of the positions that transformers makes up: without padding they are the same without it.
         warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
-        out: Tensor = tuned.generate(
-            input_ids=prompts,
-            attention_mask=seen,
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([logits]),
-            stopping_criteria=StoppingCriteriaList(stops),
-        )
+        out: Tensor = model.generate(input_ids=prompts, attention_mask=seen, generation_config=config, **more)
     return out
 
 
-def _counts_padding(model: nn.Module, seen: Tensor) -> bool:
+def counts_padding(model: nn.Module, seen: Tensor) -> bool:
     """Whether padding would be counted: virtual tokens stand before it, and PEFT leaves out where the text begins."""
     lengths = seen.sum(1)
     return not _encodes(model) and ignores_positions(model) and bool((lengths != lengths[0]).any())
 
 
-def _unpadded(prompts: Tensor, seen: Tensor) -> list[tuple[Tensor, Tensor]]:
+def unpadded(prompts: Tensor, seen: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Each prompt alone, without what stands before it."""
     lengths = seen.sum(1).tolist()
     return [(ids[None, -n:], mask[None, -n:]) for ids, mask, n in zip(prompts, seen, lengths, strict=True)]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import string
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zotune.errors import ConfigError
-from zotune.objective.model_kind import ignores_positions
+from zotune.objective.generate import counts_padding, said, unpadded
 from zotune.objective.tokens import TextCoder
 
 # Answers that say that there is none: they are right or wrong as a whole.
@@ -53,17 +51,11 @@ def stop_tokens(coder: TextCoder) -> list[int]:
     return [*line, *([] if end is None else [int(end)])]
 
 
-def _said(model: Any, prompts: Tensor, seen: Tensor, config: Any, decoder_only: bool) -> list[list[int]]:
+def _added(model: nn.Module, prompts: Tensor, seen: Tensor, config: Any, decoder_only: bool) -> list[list[int]]:
     """The tokens that the model adds to each prompt."""
-    lengths = seen.sum(1)
-    if decoder_only and ignores_positions(model) and bool((lengths != lengths[0]).any()):
-        # The padding would stand between the virtual tokens and the text, and count: each prompt is read without.
-        rows = zip(prompts, seen, lengths.tolist(), strict=True)
-        return [_said(model, row[None, -n:], mask[None, -n:], config, True)[0] for row, mask, n in rows]
-    with torch.no_grad(), warnings.catch_warnings():
-        # PEFT, of the positions that transformers makes up: without padding they are the same without it.
-        warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
-        out: Tensor = model.generate(input_ids=prompts, attention_mask=seen, generation_config=config)
+    if counts_padding(model, seen):
+        return [_added(model, *each, config, decoder_only)[0] for each in unpadded(prompts, seen)]
+    out = said(model, prompts, seen, config)
     found: list[list[int]] = (out[:, prompts.shape[1] :] if decoder_only else out[:, 1:]).tolist()
     return found
 
@@ -83,7 +75,7 @@ def generate(model: nn.Module, coder: TextCoder, prompts: Tensor, seen: Tensor, 
     greedy = config(max_new_tokens=room, do_sample=False, eos_token_id=stops, pad_token_id=coder.pad)
     decoder_only = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     texts = []
-    for ids in _said(model, prompts, seen, greedy, decoder_only):
+    for ids in _added(model, prompts, seen, greedy, decoder_only):
         end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
         texts.append(str(coder.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip())
     return texts
