@@ -20,7 +20,15 @@ from zotune.low_rank import LowRank
 from zotune.methods import METHODS
 from zotune.momentum import Momentum
 from zotune.perturb import Perturber
-from zotune.refusals import check_banks, check_folding, check_module, check_offload, check_parallel
+from zotune.refusals import (
+    check_banks,
+    check_examples,
+    check_folding,
+    check_module,
+    check_offload,
+    check_parallel,
+    no_example,
+)
 from zotune.rule import Sgd
 
 
@@ -55,6 +63,16 @@ def test_a_divisor_of_the_window_is_fine() -> None:
         check_folding(4, LowRank(2, 6), decayed[:1])
     with pytest.raises(ConfigError, match="weight decay writes every weight in every step. Remedy: fold_every=1"):
         check_folding(2, LowRank(2, 6), decayed)
+
+
+def test_examples_that_cannot_be_told_apart() -> None:
+    """A closure, and a weight for all of them, are refused for a method that needs a loss of each."""
+    check_examples("grzo", {}, 1.0)
+    with pytest.raises(UserError, match="grzo needs one loss for each example, and a closure.*Remedy"):
+        check_examples("grzo", None, 1.0)
+    with pytest.raises(UserError, match="each with weight 1. Remedy: leave weight out"):
+        check_examples("grzo", {}, 2.0)
+    assert "Remedy: leave out batches without rows" in str(no_example())
 
 
 def test_offload_is_for_one_process_and_a_method_without_a_state() -> None:

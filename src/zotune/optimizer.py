@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.carried import collected, handed_back, not_folded
 from zotune.diagnose import first_non_finite, non_finite
-from zotune.direction import Direction, State
+from zotune.direction import Direction
 from zotune.distributed.sharded import is_part, no_gradient
 from zotune.errors import UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
@@ -28,7 +29,15 @@ from zotune.noise import STREAM, STREAM_VERSION, Key
 from zotune.perturb import Perturber
 from zotune.radius import warn_unfelt
 from zotune.records import StepRecord
-from zotune.refusals import check_banks, check_folding, check_module, check_offload, check_parallel
+from zotune.refusals import (
+    check_banks,
+    check_examples,
+    check_folding,
+    check_module,
+    check_offload,
+    check_parallel,
+    no_example,
+)
 from zotune.rule import Rule
 from zotune.schedule import scheduled
 from zotune.scorer import Objective, Scorer
@@ -186,7 +195,7 @@ class ZerothOrder(torch.optim.Optimizer):
         within: Callable[[int], AbstractContextManager[None]],
     ) -> float:
         if batch_rows(batch) == 0:
-            raise _no_example()
+            raise no_example()
         if batch is None and self.evaluator.must:
             raise refused_lanes("a closure holds its batch, so nothing can be stacked")
         points, parallel = self.estimator.points(self.seed, self.steps), self.parallel
@@ -196,7 +205,7 @@ class ZerothOrder(torch.optim.Optimizer):
         # The forward that shows the inputs is at the centre: its losses serve an estimator that evaluates there.
         centre = self.look(plain, batch, within) if self.direction.reads_inputs and not begun else None
         if self.estimator.per_example:
-            self._check_per_example(batch, weight)
+            check_examples(self.method, batch, weight)
             first = parallel.examples if parallel else len(self._losses[0]) if self._losses else 0
             points = [replace(p, key=replace(p.key, query=p.key.query + first)) if p.each else p for p in points]
         if parallel is not None:
@@ -212,7 +221,7 @@ class ZerothOrder(torch.optim.Optimizer):
         else:
             losses = self.evaluator.losses(objective, batch, left, within)
         if not losses.numel():
-            raise _no_example()
+            raise no_example()
         if centre is not None:
             rows = iter(losses)
             losses = torch.stack([next(rows) if point.scale else centre for point in points])
@@ -244,17 +253,6 @@ class ZerothOrder(torch.optim.Optimizer):
         self.evaluator.forwards += 1
         self._looked = self.steps
         return losses.detach().reshape(-1).to("cpu", torch.float64)
-
-    def _check_per_example(self, batch: Any, weight: float) -> None:
-        if batch is None:
-            raise UserError(
-                f"{self.method} needs one loss for each example, and a closure gives one number. "
-                "Remedy: step(objective, batch) with an objective that returns losses of shape (B,)."
-            )
-        if weight != 1:
-            raise UserError(
-                f"{self.method} takes the losses of examples, each with weight 1. Remedy: leave weight out."
-            )
 
     def _alone(
         self, objective: Objective, point: Point, within: Callable[[int], AbstractContextManager[None]]
@@ -438,30 +436,14 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def carried(self) -> dict[str, Tensor]:
         """What the method carries from step to step beyond the weights, as named tensors: a snapshot needs them too."""
-        parts = {"direction": self.direction.state(), "rule": self.rule.state(), "estimator": self.estimator.state()}
-        if self.halvings:
-            parts["eps"] = {"halvings": torch.tensor(self.halvings)}
-        parts["pending"] = {name: factors.u for name, factors in self.perturber.pending.items()}
-        return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        return collected(self.direction, self.rule, self.estimator, self.perturber.pending, self.halvings)
 
     def carry(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `carried` returned."""
-        parts: dict[str, State] = {"direction": {}, "rule": {}, "estimator": {}, "eps": {}, "pending": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition("/")
-            parts[part][rest] = tensor
-        for taker, part in ((self.direction, "direction"), (self.rule, "rule"), (self.estimator, "estimator")):
-            taker.load_state(parts[part])
-        while self.halvings < int(parts["eps"].get("halvings", 0)):
+        left, halvings = handed_back(tensors, self.direction, self.rule, self.estimator)
+        while self.halvings < halvings:
             self._halve()
-        self.perturber.pending = {}
-        for target in self.perturber.targets():
-            if target.name in parts["pending"]:
-                # The v of the sums is that of the last step: it is drawn again.
-                last = self.direction.everywhere().factors(target, Key(self.seed, self.steps - 1))
-                assert last is not None
-                summed = replace(last, u=parts["pending"][target.name].to(target.data.device), scale=1.0)
-                self.perturber.pending[target.name] = summed
+        self.perturber.pending = not_folded(left, self.perturber, self.direction, Key(self.seed, self.steps - 1))
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state plus what matters here: seed, steps taken, and what the method carries from step to step."""
@@ -483,10 +465,6 @@ class ZerothOrder(torch.optim.Optimizer):
         self._losses, self._last, self._weightless = [], [], False
         if self.parallel is not None:
             self.parallel.forget()
-
-
-def _no_example() -> UserError:
-    return UserError("a micro-batch holds no example, so it has no loss. Remedy: leave out batches without rows.")
 
 
 def _as_tensor(loss: Any) -> Tensor:

@@ -26,6 +26,22 @@ def check_module(model: Any) -> None:
         )
 
 
+def check_examples(method: str, batch: Any, weight: float) -> None:
+    """Raises UserError for a micro-batch whose examples a method that needs a loss of each cannot tell apart."""
+    if batch is None:
+        raise UserError(
+            f"{method} needs one loss for each example, and a closure gives one number. "
+            "Remedy: step(objective, batch) with an objective that returns losses of shape (B,)."
+        )
+    if weight != 1:
+        raise UserError(f"{method} takes the losses of examples, each with weight 1. Remedy: leave weight out.")
+
+
+def no_example() -> UserError:
+    """What is said of a micro-batch without rows."""
+    return UserError("a micro-batch holds no example, so it has no loss. Remedy: leave out batches without rows.")
+
+
 def check_folding(fold_every: int, direction: Direction, groups: Sequence[Mapping[str, Any]]) -> None:
     """Raises ConfigError unless the low-rank basis outlives so many steps, and nothing else is written meanwhile."""
     if fold_every < 1 or direction.window() % fold_every:
