@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from zotune import lane_rules
 from zotune.data.template import Template
-from zotune.errors import UserError
+from zotune.errors import ConfigError, RunError, UserError
 from zotune.estimate import Point
 from zotune.evaluator import Evaluator, batch_rows, repeat
 from zotune.noise import Key
@@ -145,6 +145,24 @@ def test_a_later_batch_that_takes_another_path_is_evaluated_one_by_one(caplog: p
     caplog.clear()
     against_copies(optimizer, squares, inputs(3, 5, 4, seed=9))
     assert not caplog.messages
+
+
+def test_processes_in_step_take_no_other_path() -> None:
+    """Where others, at other batches, run forwards side by side, another path or number of forwards is an error."""
+    optimizer = train("mezo", seeded(Moody))
+    evaluator = Evaluator(optimizer.perturber, in_step=True)
+    points = optimizer.estimator.points(0, 0)
+    expected = evaluator.losses(squares, inputs(3, 5, 4), points)
+    assert evaluator.mode == "lanes" and torch.equal(evaluator.losses(squares, inputs(3, 5, 4), points), expected)
+    with pytest.raises(RunError, match="evaluated as the first one was .* Remedy: lanes=off, or parallel 'shard'"):
+        evaluator.losses(squares, inputs(3, 6, 4), points)
+
+    def several(model: nn.Module, batch: Any) -> Tensor:
+        return squares(model, batch)
+
+    several.one_forward = False  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="more forwards than others.* Remedy: parallel 'shard'"):
+        evaluator.losses(several, inputs(3, 5, 4), points)
 
 
 @methods

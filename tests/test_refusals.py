@@ -92,13 +92,16 @@ def test_offload_is_for_one_process_and_a_method_without_a_state() -> None:
 def test_a_sharded_model_is_shared_in_one_way() -> None:
     """Its processes take part in every forward, so they cannot part over micro-batches; whole models can."""
     perturber, sharing = Perturber(nn.Linear(2, 2), ["weight"], Dense()), Alone()
-    check_parallel(perturber, sharing)
+    check_parallel(perturber, sharing, "mezo", False)
     perturber.sharding = True  # type: ignore[assignment]  # a FSDP2 model needs a process group
-    check_parallel(perturber, None)
+    check_parallel(perturber, None, "mezo", True)
     with pytest.raises(ConfigError, match="every process takes part in every forward, and parallel is 'alone'. Remedy"):
-        check_parallel(perturber, sharing)
-    sharing.mode = "shard"
-    check_parallel(perturber, sharing)
+        check_parallel(perturber, sharing, "mezo", False)
+    for mode in ("shard", "data+shard"):
+        sharing.mode, sharing.in_step = mode, mode != "shard"
+        check_parallel(perturber, sharing, "mezo", False)
+    with pytest.raises(ConfigError, match="grzo may run its examples one by one.* Remedy: parallel 'shard'"):
+        check_parallel(perturber, sharing, "grzo", True)
 
 
 def test_a_bank_wants_factors_and_no_decay(config: Callable[..., TrainConfig]) -> None:

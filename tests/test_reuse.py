@@ -115,6 +115,19 @@ def test_only_what_fits_the_budget_is_kept() -> None:
             assert reuse.kept_bytes == BYTES
 
 
+def test_nothing_is_kept_where_nothing_may_be() -> None:
+    """Processes that run side by side capture each batch anew, so that all of them run the same blocks."""
+    model, batch = tiny("llama"), batch_for("llama")
+    optimizer = train("mezo", model, scope="last:1", lanes="off")
+    reuse, calls = Reuse(optimizer.perturber, BUDGET, keep=False), Calls(model.model.layers)
+    reuse.prepare(loss, batch, optimizer.estimator.points(0, 0)[0])
+    calls.take()
+    for _ in range(2):
+        optimizer.estimate(loss, batch, within=reuse.within(loss, batch, 0))
+        optimizer.step()
+        assert calls.take() == [1, 2] and not reuse.kept_bytes
+
+
 def test_the_two_batches_are_not_mixed_up() -> None:
     """Each name keeps its own activations: another batch under another name gives another loss."""
     model = tiny("llama")

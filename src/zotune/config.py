@@ -146,8 +146,8 @@ class TrainConfig:
     snapshot_every: Annotated[int, Opt("Steps between snapshots; they only shorten a resume.", ge=1)] = 500
     track: Annotated[list[str] | None, Opt("Trackers: tensorboard, trackio, wandb, mlflow, ...")] = None
     parallel: Annotated[
-        Literal["data", "probes", "signs", "data+probes", "data+signs", "shard"] | None,
-        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard)."),
+        Literal["data", "probes", "signs", "data+probes", "data+signs", "shard", "data+shard"] | None,
+        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard), both."),
     ] = None
     check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]

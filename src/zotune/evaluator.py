@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zotune.direction import Direction
 from zotune.distributed.sharded import no_gradient
-from zotune.errors import UserError
+from zotune.errors import ConfigError, RunError, UserError
 from zotune.estimate import Point
 from zotune.lazy import Lanes, LaneUnsupported
 from zotune.machine import is_fault
@@ -37,8 +37,16 @@ _MAGNIFY = 32.0
 class Evaluator(Scorer):
     """Losses of an objective at several points: in lanes where that is proven right, one by one elsewhere."""
 
-    def __init__(self, perturber: Perturber, lanes: Mode = "auto", max_lanes: int = 2, coverage: bool = True) -> None:
+    def __init__(
+        self,
+        perturber: Perturber,
+        lanes: Mode = "auto",
+        max_lanes: int = 2,
+        coverage: bool = True,
+        in_step: bool = False,
+    ) -> None:
         self.perturber = perturber
+        self._in_step = in_step  # whether other processes, at other batches, must run as many forwards
         self.max_lanes = max_lanes
         self.reason = "lanes=off was asked for" if lanes == "off" else ""
         self.mode = "sequential" if lanes == "off" else "undecided"
@@ -50,6 +58,11 @@ class Evaluator(Scorer):
         self.forwards = 0
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within = nothing) -> Tensor:
+        if self._in_step and not getattr(objective, "one_forward", True):
+            raise ConfigError(
+                "some micro-batches take more forwards than others, so that the processes of a sharded model would "
+                "lose step. Remedy: parallel 'shard'."
+            )
         if not self._judged and any(point.each for point in points):
             self._judge(objective, batch, replace(points[0], scale=0.0), within)
         if self.mode == "undecided":
@@ -71,6 +84,11 @@ class Evaluator(Scorer):
             except (LaneUnsupported, RuntimeError) as unsupported:
                 if is_fault(unsupported):
                     raise
+                if self._in_step:
+                    raise RunError(
+                        f"a micro-batch cannot be evaluated as the first one was ({unsupported}), and processes at "
+                        "other micro-batches cannot know. Remedy: lanes=off, or parallel 'shard'."
+                    ) from None
                 # This batch's shapes lead the model another way than the proven one: it alone is evaluated one by one.
                 logger.info("one batch evaluated point by point: %s", unsupported)
                 self.forwards = before

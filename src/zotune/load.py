@@ -43,8 +43,8 @@ def load_tokenizer(config: TrainConfig) -> Any:
 def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
     """The model on the config's device, in its dtype, in eval mode, with what the scope adds to it.
 
-    With parallel "shard" its weights are shared out over the group. One that is offloaded stays on the CPU, where its
-    weights are mapped from their files: `offloaded` does the rest.
+    With parallel "shard" and "data+shard" its weights are shared out over the group. One that is offloaded stays on the
+    CPU, where its weights are mapped from their files: `offloaded` does the rest.
 
     Raises UserError for a model that cannot be found or read.
     """
@@ -52,7 +52,7 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
     _refuse_converted(config)
     if config.device_map is not None:
         _check_map(group)
-    sharded = config.parallel == "shard" and group is not None
+    sharded = "shard" in (config.parallel or "") and group is not None
     if sharded and added_by(config.scope) == "prefix":
         raise ConfigError(
             "the first values of a prefix come out of a forward, whose last bits sharded processes cannot "
@@ -145,7 +145,7 @@ def stored(config: TrainConfig) -> tuple[int, set[str]]:
 def _refuse_beside_packed(config: TrainConfig, group: Group | None) -> None:
     """Raises ConfigError for what moves weights about, which packed layers do not stand."""
     other = [name for name in ("offload", "device_map") if getattr(config, name) is not None]
-    other += ["parallel shard"] if config.parallel == "shard" and group is not None else []
+    other += [f"parallel {config.parallel}"] if "shard" in (config.parallel or "") and group is not None else []
     if other:
         raise ConfigError(f"quantize and {other[0]} cannot be used together. Remedy: leave one of them out.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
@@ -40,7 +40,7 @@ from zotune.refusals import (
 )
 from zotune.rule import Rule
 from zotune.schedule import scheduled
-from zotune.scorer import Objective, Scorer
+from zotune.scorer import Objective, Scorer, Within, nothing
 from zotune.store import store_for
 from zotune.updates import Updates
 
@@ -119,10 +119,11 @@ class ZerothOrder(torch.optim.Optimizer):
         fast = kernels.fast_for(sum(parameter.numel() for parameter in parameters), device)
         self.perturber = Perturber(model, self.names, direction, fast, None if offload is None else offload.away)
         self.perturber.sharding.refuse_unless(direction.in_parts and rule.in_parts, method)
-        check_parallel(self.perturber, parallel)
+        check_parallel(self.perturber, parallel, method, estimator.per_example)
         self.parallel = parallel
         lanes = lanes if parallel is None else parallel.lanes(lanes)
-        self.evaluator: Scorer = Evaluator(self.perturber, lanes, max_lanes, coverage)
+        in_step = parallel is not None and parallel.in_step
+        self.evaluator: Scorer = Evaluator(self.perturber, lanes, max_lanes, coverage, in_step)
         for target in self.perturber.targets():
             store_for(target.data.dtype)
         targets = self.perturber.targets()
@@ -140,6 +141,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._weightless = False  # whether the step was given a micro-batch that counts nothing
         self._looked = -1  # the step whose layer inputs the direction has seen
         self._batch: tuple[Objective, Any] | None = None
+        self._begun: tuple[Objective, Any, Within] | None = None  # the first micro-batch of a step that others share
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """torch's, for the constructor alone. Raises UserError afterwards: directions and records are of the groups
@@ -167,7 +169,7 @@ class ZerothOrder(torch.optim.Optimizer):
         batch: Any = None,
         *,
         weight: float = 1.0,
-        within: Callable[[int], AbstractContextManager[None]] = lambda lanes: nullcontext(),
+        within: Within = nothing,
     ) -> float:
         """Evaluate one micro-batch at every point of the step; returns its mean loss over the points.
 
@@ -192,7 +194,7 @@ class ZerothOrder(torch.optim.Optimizer):
         objective: Callable[..., Any],
         batch: Any,
         weight: float,
-        within: Callable[[int], AbstractContextManager[None]],
+        within: Within,
     ) -> float:
         if batch_rows(batch) == 0:
             raise no_example()
@@ -202,6 +204,8 @@ class ZerothOrder(torch.optim.Optimizer):
         plain: Objective = objective if batch is not None else lambda _model, _batch: _as_tensor(objective())
         self._batch = (plain, batch)
         begun = bool(self._losses) if parallel is None else bool(parallel.units)
+        if parallel is not None and not begun:
+            self._begun = plain, batch, within
         # The forward that shows the inputs is at the centre: its losses serve an estimator that evaluates there.
         centre = self.look(plain, batch, within) if self.direction.reads_inputs and not begun else None
         if self.estimator.per_example:
@@ -216,10 +220,7 @@ class ZerothOrder(torch.optim.Optimizer):
             if not points:
                 return math.nan
         left = points if centre is None else [point for point in points if point.scale]
-        if batch is None:
-            losses = torch.cat([self._alone(plain, point, within) for point in left])
-        else:
-            losses = self.evaluator.losses(objective, batch, left, within)
+        losses = self._evaluated(plain, batch, left, within)
         if not losses.numel():
             raise no_example()
         if centre is not None:
@@ -240,7 +241,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self,
         objective: Objective,
         batch: Any,
-        within: Callable[[int], AbstractContextManager[None]] = lambda lanes: nullcontext(),
+        within: Within = nothing,
     ) -> Tensor:
         """Show the direction the inputs of the layers on a batch, at the unperturbed weights: one forward.
 
@@ -254,9 +255,13 @@ class ZerothOrder(torch.optim.Optimizer):
         self._looked = self.steps
         return losses.detach().reshape(-1).to("cpu", torch.float64)
 
-    def _alone(
-        self, objective: Objective, point: Point, within: Callable[[int], AbstractContextManager[None]]
-    ) -> Tensor:
+    def _evaluated(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> Tensor:
+        """Losses at points, (points, examples) float64 on the CPU."""
+        if batch is not None:
+            return self.evaluator.losses(objective, batch, points, within)
+        return torch.cat([self._alone(objective, point, within) for point in points])
+
+    def _alone(self, objective: Objective, point: Point, within: Within) -> Tensor:
         # A closure holds its batch, so nothing can be stacked: always one point per forward.
         with torch.no_grad(), self.perturber.at(point) as lanes, within(1):
             loss = objective(self.model, None)
@@ -290,6 +295,11 @@ class ZerothOrder(torch.optim.Optimizer):
         if closure is not None:
             self.estimate(closure, batch)
         if self.parallel is not None:
+            if self.parallel.owes_forward():
+                assert self._begun is not None
+                with self.parallel.deferring():
+                    plain, rows, within = self._begun
+                    self._evaluated(plain, rows, self.estimator.points(self.seed, self.steps), within)
             self._losses = self.parallel.gather(self.steps, self._compared)
         if not self._losses and self._weightless:
             return self._pass_over()

@@ -66,12 +66,19 @@ def check_offload(method: str, direction: Direction, rule: Rule, parallel: Shari
         )
 
 
-def check_parallel(perturber: Perturber, parallel: Sharing | None) -> None:
+def check_parallel(perturber: Perturber, parallel: Sharing | None, method: str, per_example: bool) -> None:
     """Raises ConfigError for a sharded model whose processes would not all take part in every forward."""
-    if perturber.sharding and parallel is not None and parallel.mode != "shard":
+    if parallel is None:
+        return
+    if perturber.sharding and "shard" not in parallel.mode:
         raise ConfigError(
             f"the model is sharded, so every process takes part in every forward, and parallel is {parallel.mode!r}. "
-            "Remedy: parallel 'shard'."
+            "Remedy: parallel 'data+shard' or 'shard'."
+        )
+    if parallel.in_step and per_example:
+        raise ConfigError(
+            f"{method} may run its examples one by one, so that processes with other micro-batches would lose step in "
+            "a sharded model. Remedy: parallel 'shard'."
         )
 
 

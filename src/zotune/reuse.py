@@ -92,12 +92,13 @@ class Reuse:
     """Captured activations of a model whose scope lies in its top blocks.
 
     `budget` bytes of them are kept between epochs; batches beyond it are captured again each time they come.
+    Without `keep` they are captured each time.
     `depth` is the number of blocks that are skipped, 0 when there are none; `reason` then says why.
     dry: forwards are rehearsed, as the meta device needs it, where no value can be read.
     """
 
-    def __init__(self, perturber: Perturber, budget: int, dry: bool = False) -> None:
-        self._perturber, self._budget, self._dry = perturber, budget, dry
+    def __init__(self, perturber: Perturber, budget: int, dry: bool = False, keep: bool = True) -> None:
+        self._perturber, self._budget, self._dry, self._keep = perturber, budget, dry, keep
         self._list: nn.ModuleList | None = None
         self._kept: dict[Hashable, Captured] = {}
         self.depth, self.reason = 0, "not prepared"
@@ -194,7 +195,7 @@ class Reuse:
         captured = self._kept.get(name)
         if captured is None:
             captured = self.capture(objective, batch)
-            if self.kept_bytes + captured.bytes <= self._budget:
+            if self._keep and self.kept_bytes + captured.bytes <= self._budget:
                 self._kept[name] = captured
         return captured
 

@@ -99,7 +99,10 @@ class Session:
                 "Remedy: another method, or a score of each example."
             )
         self._check_parts()
-        self.reuse = Reuse(self.optimizer.perturber, config.reuse_mb << 20)
+        parallel = self.optimizer.parallel
+        # One that finds a micro-batch's activations kept runs fewer blocks than the others, who wait for its weights.
+        keep = parallel is None or not parallel.in_step
+        self.reuse = Reuse(self.optimizer.perturber, config.reuse_mb << 20, keep=keep)
         # Always the run's first batch and the base weights, so that a resumed run decides as the first one did.
         first = units_of_step(len(self.units), self.units_per_step, config.seed, 0)[0]
         batch, points = self.batch(self.parts(first)[0]), self.optimizer.estimator.points(config.seed, 0)

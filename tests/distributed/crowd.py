@@ -360,7 +360,7 @@ def alone_in_a_shard(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             group.PATIENCE = 2.0
             if own == rank:
                 LabelWords.__call__ = patched  # type: ignore[method-assign]
-            command(job, run, "--parallel", "shard")(own)
+            command(job, run, "--parallel", job["parallel"])(own)
 
         return act
 
@@ -373,7 +373,7 @@ def alone_in_a_shard(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     one, two = folder / "skip-1", folder / "skip-2"
     flags = ("--on-nonfinite", "skip")
     codes = crowd(1, lambda rank: (third_is_bad(rank), command(job, one, *flags)(rank))[0], folder / "skip-1.log")
-    flags += ("--parallel", "shard")
+    flags += ("--parallel", job["parallel"])
     codes += crowd(2, lambda rank: (third_is_bad(rank), command(job, two, *flags)(rank))[0], folder / "skip-2.log")
     return found | {"left out": {"codes": codes, "same": same(one, two)}}
 

@@ -162,6 +162,7 @@ def limits(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "mixed precision": lambda: trained(sharded(model(), mp_policy=half), "mezo"),
         "by columns": by_columns,
         "another mode": lambda: trained(sharded(model()), "mezo", parallel=zotune.Parallel("data")),
+        "example by example": lambda: trained(sharded(model()), "grzo", parallel=zotune.Parallel("data+shard")),
         "checked": lambda: trained(sharded(model()), "mezo", parallel=zotune.Parallel("shard", check_every=1)),
         "broken off": broken_off,
         "noise": noise,

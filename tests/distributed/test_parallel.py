@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
+from zotune.distributed.group import Group
 from zotune.distributed.parallel import Parallel
-from zotune.errors import ConfigError, UserError
+from zotune.errors import ConfigError, NonFiniteLoss, UserError
+from zotune.estimate import Point
 from zotune.methods import METHODS
+from zotune.noise import Key
 
 Crowd = Callable[..., dict[str, Any]]
 
@@ -94,3 +99,28 @@ def test_what_is_refused() -> None:
         Parallel("model")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no process group here. Remedy: start with torchrun"):
         Parallel("data")
+
+
+@pytest.mark.parametrize(("size", "units", "owing"), [(2, 5, [1]), (3, 5, [2]), (5, 7, [2, 3, 4]), (4, 8, [])])
+def test_rounds_of_a_sharded_model(size: int, units: int, owing: list[int]) -> None:
+    """Micro-batches go round; who has none in the last round owes a forward, so that all run as many.
+
+    A loss that is not finite comes at a forward's end and changes nothing of that; after another error nobody can wait.
+    """
+    batch, points = {"x": torch.zeros(2, 1)}, [Point(Key(0, 0), 1.0)]
+    dealt: dict[int, int] = {}
+    for rank in range(size):
+        parallel = Parallel("data+shard", cast(Group, SimpleNamespace(rank=rank, size=size)))
+        for error in (None, NonFiniteLoss("a loss is NaN. Remedy: a smaller lr."), UserError("A sock. Remedy: none.")):
+            parallel.forget()
+            assert parallel.in_step and not parallel.owes_forward()
+            if error is not None:
+                with parallel.deferring():
+                    raise error
+            broken = isinstance(error, UserError) and not isinstance(error, NonFiniteLoss)
+            for unit in range(units):
+                if not parallel.elsewhere(2, 1) and parallel.deal(points, batch, 1.0, False, 2):
+                    assert not broken and dealt.setdefault(unit, rank) == rank
+            assert parallel.units == units and parallel.examples == 2 * units
+            assert parallel.owes_forward() == (rank in owing and not broken)
+    assert dealt == {unit: unit % size for unit in range(units)}

@@ -21,7 +21,7 @@ from zotune.load import load_model
 from zotune.methods import METHODS
 from zotune.rebuild import replay
 
-SHARD = ["--parallel", "shard"]
+SHARD, ROWS = ["--parallel", "shard"], ["--parallel", "data+shard"]
 # Their directions or rules read weights, layers' inputs, or keep a number for each weight.
 WHOLE = {"sparse_mezo", "agzo", "aimzo", "lozo_m", "hizoo", "conmezo", "loren"}
 
@@ -81,7 +81,8 @@ def test_what_a_sharded_model_can_do(shards: Shards) -> None:
     for name, said in {
         "mixed precision": "is torch.float32 on cpu and torch.bfloat16 on cpu in the forward pass",
         "by columns": "is laid out as (Shard(dim=1),). Remedy: fully_shard by the first dimension",
-        "another mode": "parallel is 'data'. Remedy: parallel 'shard'",
+        "another mode": "parallel is 'data'. Remedy: parallel 'data+shard' or 'shard'",
+        "example by example": "grzo may run its examples one by one",
     }.items():
         assert found[name]["codes"] == [0, 0] and said in found[name]["found"][0]["error"], found[name]
     assert found["broken off"]["found"] == [{"loss": alone["loss"]}] * 2
@@ -106,7 +107,30 @@ def test_runs_of_sharded_models(crowd: Crowd) -> None:
     assert wrong(found) == {}
 
 
+def test_rows_over_shards(crowd: Crowd) -> None:
+    """Each process at its own micro-batches of a sharded model, also where they do not come out even: the same bytes.
+
+    A process sends the losses of its own alone: of four micro-batches two have two each.
+    """
+    found = crowd(
+        "courses",
+        {
+            "courses": {
+                "even": ([2], [*ROWS, "--queries", "2"]),
+                "left over": ([3], ROWS),
+                "low-rank": ([3], [*ROWS, "--method", "lozo", "--dtype", "bfloat16", "--interval", "3"]),
+                "below the scope": ([3], [*ROWS, "--scope", "last:1"]),
+                "one by one": ([2], [*ROWS, "--lanes", "off"]),
+            }
+        },
+        **BUSY,
+    )
+    assert wrong(found) == {}
+    assert found["even"]["2"]["message_bytes"] == 5 + 22 + 2 * 4 * (4 + 3 * 8)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", [SHARD, ROWS], ids=["all", "rows"])
 @pytest.mark.parametrize(
     ("family", "flags"),
     [
@@ -118,16 +142,18 @@ def test_runs_of_sharded_models(crowd: Crowd) -> None:
         ("deep", ["--blocks", "cycle"]),
     ],
 )
-def test_families_of_sharded_models(crowd: Crowd, family: str, flags: list[str]) -> None:
+def test_families_of_sharded_models(crowd: Crowd, family: str, flags: list[str], parallel: list[str]) -> None:
     """Tied heads, masked models, encoders with decoders, adapters, a part of the blocks in each step."""
-    found = crowd("courses", {"courses": {"run": ([2], [*SHARD, *flags])}}, family=family, **BUSY)
+    found = crowd("courses", {"courses": {"run": ([3], [*parallel, *flags])}}, family=family, **BUSY)
     assert wrong(found) == {}
 
 
 @pytest.mark.slow
-def test_sharded_runs_go_on(crowd: Crowd) -> None:
+@pytest.mark.parametrize("parallel", ["shard", "data+shard"])
+def test_sharded_runs_go_on(crowd: Crowd, parallel: str) -> None:
     """SIGKILL to either process, also while the other waits for its weights; the restart ends with the same bytes."""
-    found = crowd("kills", parallel="shard", eval_every=3, snapshot_every=2, micro_batch_size=2)
+    batches = {"batch_size": 8 if "data" in parallel else 4, "micro_batch_size": 2}
+    found = crowd("kills", parallel=parallel, eval_every=3, snapshot_every=2, **batches)
     refused = found.pop("refused")
     for name, one in found.items():
         assert one["same"] and set(one["again"]) == {0} and -9 in one["codes"], (name, one)
@@ -136,18 +162,20 @@ def test_sharded_runs_go_on(crowd: Crowd) -> None:
 
 
 @pytest.mark.slow
-def test_sharded_runs_stop_together(crowd: Crowd) -> None:
+@pytest.mark.parametrize("parallel", ["shard", "data+shard"])
+def test_sharded_runs_stop_together(crowd: Crowd, parallel: str) -> None:
     """A signal to one process stops all after the step, with its exit code; `resume` ends the same."""
-    found = crowd("signals", parallel="shard", steps=40, micro_batch_size=2, eval=None)
+    found = crowd("signals", parallel=parallel, steps=40, micro_batch_size=2, eval=None)
     for name, one in found.items():
         code = 143 if "SIGTERM" in name else 130
         assert one["codes"] == [code, code] and one["late"] <= 2 and 3 <= one["steps"] < 40, (name, one)
         assert one["same"] and one["again"] == [0, 0] and not one["locked"], (name, one)
 
 
-def test_one_process_fails_in_a_forward(crowd: Crowd) -> None:
+@pytest.mark.parametrize("parallel", ["shard", "data+shard"])
+def test_one_process_fails_in_a_forward(crowd: Crowd, parallel: str) -> None:
     """It says why and goes, and the other, who waits for its weights, sees that soon; where all fail, none goes."""
-    found = crowd("alone_in_a_shard", micro_batch_size=2, eval=None)
+    found = crowd("alone_in_a_shard", {"parallel": parallel}, micro_batch_size=2, eval=None)
     assert found.pop("left out") == {"codes": [0, 0, 0], "same": True}
     for rank, (name, one) in enumerate(found.items()):
         assert one["codes"][rank] == 2 and one["codes"][1 - rank] == 4, (name, one)

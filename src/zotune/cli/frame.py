@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -80,20 +81,34 @@ def execute(body: Callable[[Session], Any], as_json: bool, show: Callable[[Sessi
             (show or _show)(session, result)
             _flush()
     except UserError as error:
-        raise typer.Exit(_fail(session, error, str(error), error.exit_code, as_json)) from None
+        raise typer.Exit(_left(session, _fail(session, error, str(error), error.exit_code, as_json))) from None
     except KeyboardInterrupt as error:
-        raise typer.Exit(_fail(session, error, _stopped("interrupted", session.run), 130, as_json)) from None
+        code = _fail(session, error, _stopped("interrupted", session.run), 130, as_json)
+        raise typer.Exit(_left(session, code)) from None
     except Terminated as error:
-        raise typer.Exit(_fail(session, error, _stopped("stopped by SIGTERM", session.run), 143, as_json)) from None
+        code = _fail(session, error, _stopped("stopped by SIGTERM", session.run), 143, as_json)
+        raise typer.Exit(_left(session, code)) from None
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
-            raise typer.Exit(fail(_out_of_memory(error), 8, as_json)) from None
+            raise typer.Exit(_left(session, fail(_out_of_memory(error), 8, as_json))) from None
         # A bug: its traceback is what helps, and a reader of stdout learns of it too.
         if as_json:
             print_json({"error": f"{type(error).__name__}: {error}"})
+        if session.group is not None and session.group.given_up:
+            traceback.print_exc()
+            _left(session, 1)
         raise
     if as_json and session.leads:
         print_json(result)
+
+
+def _left(session: Session, code: int) -> int:
+    """The code to leave with; where an exchange with other processes was given up, the process ends here."""
+    if session.group is not None and session.group.given_up:
+        _flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _fail(session: Session, error: BaseException, message: str, code: int, as_json: bool) -> int:

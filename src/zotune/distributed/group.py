@@ -55,6 +55,7 @@ class Group:
         self._room = 64  # bytes of an exchange; it grows to what messages need
         self._held: BaseException | None = None  # arrived during an exchange: raised when that is done
         self._until = math.inf  # when an exchange is given up
+        self.given_up = False  # whether one was: it is still on its way
         self.weights, self.sharded = weights, False
         self.stop: BaseException | None = None  # a signal that is kept for the end of the step
         self.heard: BaseException | None = None  # the error that all processes know of
@@ -157,6 +158,13 @@ class Group:
             self.heard = error if known is self.heard else None
         return error
 
+    def close(self) -> None:
+        """Leave all process groups, but where an exchange was given up: gloo's threads are then held until the others
+        go, who may be waiting for this process. Then it must end by `os._exit`.
+        """
+        if not self.given_up:
+            self._dist.destroy_process_group()
+
     def _gathered(self, own: bytes, usual: bool) -> list[bytes]:
         found = self._all(own, self._room)
         heads = [_HEAD.unpack_from(each) for each in found]
@@ -191,6 +199,7 @@ class Group:
                 break
             except BaseException as stop:
                 if self._until < math.inf:
+                    self.given_up = True
                     raise
                 self._held, self._until = stop, time.monotonic() + PATIENCE
         try:

@@ -55,7 +55,7 @@ def joined() -> Iterator[Group | None]:
             raise
         raise ended from None
     finally:
-        dist.destroy_process_group()
+        group.close()
 
 
 def check_device(config: TrainConfig) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor
 from zotune.distributed.agreement import REBUILD, digest, refuse_different
 from zotune.distributed.group import Group
 from zotune.distributed.sharing import Lanes, Losses, Sharing
-from zotune.errors import ConfigError
+from zotune.errors import ConfigError, NonFiniteLoss
 from zotune.estimate import Point
 from zotune.evaluator import batch_rows
 
-Mode = Literal["data", "probes", "signs", "data+probes", "data+signs", "shard"]
+Mode = Literal["data", "probes", "signs", "data+probes", "data+signs", "shard", "data+shard"]
 
 _HEAD = struct.Struct("<QII6s")  # step, cells of the step, fingerprint of its first batch, digest of the weights
 _COUNT = struct.Struct("<I")  # losses at a point
@@ -37,7 +37,8 @@ class Parallel(Sharing):
             one. "signs": each point to one; points are then evaluated one at a time in every number of processes,
             since a forward for both sides rounds otherwise. "data+probes", "data+signs": both products. "shard": every
             process evaluates everything, since a sharded model (`fully_shard`) takes all of them for each forward; the
-            losses that count are those of process 0.
+            losses that count are those of process 0. "data+shard": each micro-batch of a sharded model to one process;
+            the processes run their forwards side by side, and one whose turn is left over runs one that does not count.
         group: the processes; None is torch's default group.
         check_every: after the first and every so many steps, a slice of the weights is compared.
 
@@ -55,6 +56,8 @@ class Parallel(Sharing):
         self.check_every = check_every
         self.group = Group() if group is None else group
         self._by_unit, self._by_point = "data" in mode, "signs" in mode
+        self._sharded, self.in_step = "shard" in mode, mode == "data+shard"
+        self._whole = mode in ("data", "data+shard")  # micro-batches are dealt out whole
         self._fingerprint: int | None = None  # None once the processes have shown that they were given the same batch
         self._first = True
         self._checks = 0
@@ -93,12 +96,24 @@ class Parallel(Sharing):
 
         The first one of a step is seen by all processes: directions may read it.
         """
-        if self.mode != "data" or not self.units or self._owner(self.units) == self.group.rank:
+        if not self._whole or not self.units or self._owner(self.units) == self.group.rank:
             return False
         self._cells.append((self._owner(self.units), list(range(points)), 1.0))
         self.examples += rows
         self.units += 1
         return True
+
+    def owes_forward(self) -> bool:
+        """Whether the others are at a micro-batch of the step and none was left for this process.
+
+        Never process 0; the first micro-batch was seen by all, and this process did not evaluate it.
+        """
+        over = self.units % self.group.size
+        return self.in_step and over != 0 and self.group.rank >= over and not self._broken_off()
+
+    def _broken_off(self) -> bool:
+        """Whether a forward failed on its way: the others may wait in it. Losses come at its end, finite or not."""
+        return self._failed is not None and not isinstance(self._failed, NonFiniteLoss)
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
@@ -119,14 +134,16 @@ class Parallel(Sharing):
         if self.mode == "shard":
             self._cells.append((0, list(range(len(points))), weight))
             self._count(batch)
-            return list(points)
+            return [] if self._broken_off() else list(points)
         known = [i for i, point in enumerate(points) if centre and not point.scale]
         own: list[int] = []
         for cell in self._groups([i for i in range(len(points)) if i not in known], known, lanes):
-            owner = self._owner(self.units if self.mode == "data" else len(self._cells))
+            owner = self._owner(self.units if self._whole else len(self._cells))
             self._cells.append((owner, cell, weight))
             own += cell if owner == self.group.rank else []
         self._count(batch)
+        if self._sharded and self._broken_off():
+            return []
         return [points[i] for i in own]
 
     def _count(self, batch: Any) -> None:
@@ -143,7 +160,7 @@ class Parallel(Sharing):
 
     def _groups(self, points: Sequence[int], known: Sequence[int], lanes: int) -> list[list[int]]:
         """The points of each cell of one micro-batch, in the forwards of a single process."""
-        size = len(points) if self.mode == "data" else 1 if self._by_point else lanes
+        size = len(points) if self._whole else 1 if self._by_point else lanes
         groups = [[*points[i : i + size]] for i in range(0, len(points), size)] or [[]]
         return [[*known, *groups[0]], *groups[1:]]
 
@@ -162,7 +179,7 @@ class Parallel(Sharing):
         self._checks += due
         cells, failed, own = self._cells, self._failed or self.group.stop, self._own
         head = _HEAD.pack(step, len(cells), self._fingerprint or 0, mark)
-        alone = self._failed if self.mode == "shard" else None
+        alone = self._failed if self._sharded and self._broken_off() else None
         self.forget()
         if alone is not None:
             self.group.exchange_soon(alone)

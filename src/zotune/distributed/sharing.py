@@ -18,10 +18,12 @@ Lanes = Literal["auto", "on", "off"]
 class Sharing(ABC):
     """Who evaluates what of a step. Abstract: `deal`, `keep` and `gather`.
 
-    examples, units: of the step's micro-batches so far, whoever evaluates them.
+    examples, units: of the step's micro-batches so far, whoever evaluates them. in_step: whether processes with other
+    micro-batches must run the same forwards, since each forward takes the weights of all.
     """
 
     mode: str = ""
+    in_step = False
     examples = 0
     units = 0
 
@@ -34,6 +36,10 @@ class Sharing(ABC):
 
     def elsewhere(self, rows: int, points: int) -> bool:
         """Whether the next micro-batch is evaluated by others alone; it then counts as passed, with `rows` examples."""
+        return False
+
+    def owes_forward(self) -> bool:
+        """Whether this process must run one more micro-batch, whose losses do not count, to keep step with others."""
         return False
 
     @contextmanager
