@@ -261,7 +261,7 @@ def forwards_of(optimizer: ZerothOrder) -> int:
 def record_of(optimizer: ZerothOrder, step: int, lr: float, rows: int = 2) -> StepRecord:
     """A step's record with losses that are all different, one for each point, or for each point and example."""
     count = len(optimizer.estimator.points(optimizer.seed, step)) * (rows if optimizer.estimator.per_example else 1)
-    return StepRecord(step, (lr,), tuple(1.0 + (i * 7 % 11) / 8 for i in range(count)))
+    return StepRecord(step, (lr,) * len(optimizer.param_groups), tuple(1.0 + (i * 7 % 11) / 8 for i in range(count)))
 
 
 def given(optimizer: ZerothOrder, lr: float) -> None:

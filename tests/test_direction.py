@@ -192,14 +192,14 @@ def test_joint_draws_are_kept_for_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
     cpu, together = torch.device("cpu"), Together("gaussian")
     together.add("a", 10, cpu)
     together.add("b", 5, cpu)
-    first = [together.draw(Key(0, 0, query), "a", cpu).clone() for query in range(6)]
+    first = [together.draw(Key(0, 0, query), "a").clone() for query in range(6)]
     assert len(together._drawn) == 6 and together.elements == 90
-    together.draw(Key(0, 1), "b", cpu)
+    together.draw(Key(0, 1), "b")
     assert len(together._drawn) == 1 and together.elements == 90
-    assert all(torch.equal(together.draw(Key(0, 0, query), "a", cpu), each) for query, each in enumerate(first))
+    assert all(torch.equal(together.draw(Key(0, 0, query), "a"), each) for query, each in enumerate(first))
     monkeypatch.setattr(module, "_ROOM", 50)
     small = Together("gaussian")
     small.add("a", 10, cpu)
     small.add("b", 5, cpu)
-    assert all(torch.equal(small.draw(Key(0, 0, query), "a", cpu), each) for query, each in enumerate(first))
+    assert all(torch.equal(small.draw(Key(0, 0, query), "a"), each) for query, each in enumerate(first))
     assert len(small._drawn) == 4 and small.elements == 60

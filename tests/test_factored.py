@@ -10,7 +10,7 @@ from tests.models import normals
 from torch import Tensor
 
 from zotune.direction import Factors, Target
-from zotune.factored import OrDense, orthonormal, side_by_side
+from zotune.factored import OrDense, add_up, add_up_all, orthonormal, side_by_side
 from zotune.noise import Key, noise
 
 
@@ -103,3 +103,26 @@ def test_terms_with_a_basis_each_stand_side_by_side() -> None:
         assert found.u.shape == (7, 6) and found.v.shape == (5, 6) and found.u.dtype == wide
         expected = sum(scale * f.scale * f.u.double() @ f.v.double().T for f, scale in terms)
         torch.testing.assert_close(found.u.double() @ found.v.double().T, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_many_sums_at_once_are_each_sum(dtype: torch.dtype) -> None:
+    """Bit for bit, whatever the shapes and the number of terms, signs of zeros included; v is the first's."""
+    generator = torch.Generator().manual_seed(1)
+
+    def factors(rows: int, unit: float) -> Factors:
+        u = torch.randn(rows, 2, generator=generator).to(dtype)
+        u[0] = -0.0
+        return Factors(u, torch.randn(3, 2, generator=generator).to(dtype), unit, 4)
+
+    for counts in ([2, 2, 2], [1, 3, 2], []):
+        sums = [
+            [(factors(5 + index, 0.7), 0.1 * (1 + term)) for term in range(count)] for index, count in enumerate(counts)
+        ]
+        for found, terms in zip(add_up_all(sums), sums, strict=True):
+            expected = add_up(terms)
+            assert (
+                torch.equal(found.u.view(torch.uint8), expected.u.view(torch.uint8))
+                and found.u.dtype == expected.u.dtype
+            )
+            assert found.v is terms[0][0].v and (found.scale, found.basis) == (1.0, 4)

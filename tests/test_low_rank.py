@@ -81,3 +81,19 @@ def test_low_rank_refuses_what_is_no_rank_or_interval(wrong):
     """A rank or an interval below 1 is one clear error, not a division by zero later."""
     with pytest.raises(ConfigError, match="must be at least 1"):
         LowRank(**wrong)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_changes_of_all_tensors_are_those_of_each(own: bool) -> None:
+    """In a few calls for all of them, with every tensor's own scales; vectors have none."""
+    direction = LowRank(2, 5, own=own)
+    targets = [Target("a", torch.zeros(6, 4)), Target("b", torch.zeros(7)), Target("c", torch.zeros(3, 9))]
+    direction.prepare(targets)
+    keys = [Key(0, 0), Key(0, 0, 1)]
+    terms = [[(key, 0.1 * (i + 1) * (1 + key.query)) for key in keys] for i in range(3)]
+    for target, own_terms, found in zip(targets, terms, direction.combined_all(targets, terms), strict=True):
+        expected = direction.combined(target, own_terms) if target.data.dim() > 1 else None
+        if found is None or expected is None:
+            assert found is expected
+        else:
+            assert torch.equal(found.u, expected.u) and torch.equal(found.v, expected.v)

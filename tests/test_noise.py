@@ -163,6 +163,16 @@ def test_many_parameters_in_one_draw_equal_single_draws(law: Law) -> None:
     for (name, size), part in zip(sizes, drawn, strict=True):
         assert torch.equal(part, stream.noise(law, KEY, name, 0, size))
     assert stream.noise_many(law, KEY, []) == []
+    for part, rounded in zip(drawn, stream.noise_many(law, KEY, sizes, dtype=torch.bfloat16), strict=True):
+        assert torch.equal(part.to(torch.bfloat16), rounded)
+
+
+def test_dither_of_many_parameters_in_one_draw() -> None:
+    """As that of each alone."""
+    sizes = [("a", 1), ("b", 129), ("c", 0), ("d", 8)]
+    for (name, size), part in zip(sizes, stream.bits16_many(KEY, sizes), strict=True):
+        assert torch.equal(part, stream.bits16(KEY, name, 0, size))
+    assert stream.bits16_many(KEY, []) == []
 
 
 @laws

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tests import models
+from tests.gpu import GPU, Copies
 from tests.models import Weights, normals, same_bits, train, weights
 from torch import Tensor
 
+from zotune import updates as module
 from zotune.errors import UserError
 from zotune.estimate import Probe
 from zotune.noise import Key
@@ -64,6 +66,24 @@ def test_a_fold_without_changes_writes_nothing() -> None:
     moved(optimizer, updates, 0, True, (0.0, 0.0))
     updates.fold(Key(SEED, 0))
     assert bool(torch.signbit(optimizer.model.a).all()) and not optimizer.perturber.pending
+
+
+@pytest.mark.parametrize("method", ["lozo", "mezo"])
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_gpu_is_asked_once_at_most(method: str, wait: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tensors an update has: each answer that the host waited for would stop the device."""
+    asked: list[int] = []
+    monkeypatch.setattr(module, "_not_zero", lambda us: [bool(asked.append(len(us))) or True for _ in us[:1]] * len(us))
+    optimizer = train(method, models.tiny("llama", torch.bfloat16).to(GPU), lr=LR)
+    with Copies() as copies:  # nothing can be read there: another question would be an error
+        updates = Updates(optimizer.perturber, optimizer.direction, optimizer.rule, None, method)
+        rates = [(LR, 0.0)] * len(optimizer.perturber.targets())
+        updates.apply(Key(SEED, 0), [Probe(Key(SEED, 0), 2.0, (1.0, 1.0))], rates, wait)
+        copies.found.clear()  # what is the same in every step is copied in the first
+        updates.apply(Key(SEED, 1), [Probe(Key(SEED, 1), 2.0, (1.0, 1.0))], rates, wait)
+        updates.fold(Key(SEED, 1))
+    assert copies.found == []
+    assert len(asked) == ((1 if wait else 2) if method == "lozo" else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

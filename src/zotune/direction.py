@@ -147,6 +147,20 @@ class Direction(ABC):
         """`sum of scale * z(key)` over terms (key, scale) as one low-rank matrix, where z has such a form."""
         return None
 
+    def is_joint(self, target: Target) -> bool:
+        """Whether z of this small tensor is drawn whole and dense, with that of others: `joint` serves it."""
+        return False
+
+    def joint(self, targets: Sequence[Target], key: Key) -> Tensor:
+        """z of several tensors that are `is_joint`, each flattened, one behind the other: (n,) float32."""
+        raise NotImplementedError(f"{type(self).__name__} draws no tensors together")
+
+    def combined_all(
+        self, targets: Sequence[Target], terms: Sequence[Sequence[tuple[Key, float]]]
+    ) -> list[Factors | None]:
+        """`combined` of several tensors, with their own terms each."""
+        return [self.combined(target, own) for target, own in zip(targets, terms, strict=True)]
+
     @abstractmethod
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         """z of the elements `start:stop` of the flattened parameter, (stop - start,) float32 (or wider)."""
@@ -181,42 +195,54 @@ class Direction(ABC):
         return 0
 
 
+Kind = tuple[torch.device, torch.dtype]
+
+
 @final
 class Together:
     """Whole draws of many small tensors in one call, kept for the latest `steps` steps: all keys, if there is room."""
 
     def __init__(self, law: Law, steps: int = 1) -> None:
         self._law: Law = law
-        self._sizes: dict[torch.device, list[tuple[str, int]]] = {}
-        self._drawn: dict[tuple[Key, torch.device], dict[str, Tensor]] = {}
+        self._kinds: dict[str, Kind] = {}
+        self._sizes: dict[Kind, dict[str, int]] = {}
+        self._drawn: dict[tuple[Key, Kind], dict[str, Tensor]] = {}
         self._steps, self._span = list[int](), steps
-        self._most = 1  # draws that were kept at one time
+        self._most = 0  # numbers that were kept at one time
 
-    def add(self, name: str, count: int, device: torch.device) -> None:
-        """Register a tensor of `count` elements."""
-        self._sizes.setdefault(device, []).append((name, count))
+    def __contains__(self, name: str) -> bool:
+        return name in self._kinds
 
-    def draw(self, key: Key, name: str, device: torch.device) -> Tensor:
-        """The noise of a registered tensor, (count,) float32."""
+    def add(self, name: str, count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """Register a tensor of `count` elements, to be drawn in `dtype`."""
+        self._kinds[name] = device, dtype
+        self._sizes.setdefault((device, dtype), {})[name] = count
+
+    def draw(self, key: Key, name: str) -> Tensor:
+        """The noise of a registered tensor, (count,) in its dtype."""
         if key.step not in self._steps:
             self._steps = [*self._steps, key.step][-self._span :]
             self._drawn = {one: drawn for one, drawn in self._drawn.items() if one[0].step in self._steps}
-        drawn = self._drawn.get((key, device))
+        kind = self._kinds[name]
+        drawn = self._drawn.get((key, kind))
         if drawn is None:
-            sizes = self._sizes[device]
-            if (len(self._drawn) + 1) * sum(count for _, count in sizes) > _ROOM and len(self._drawn) >= 4:
+            (device, dtype), sizes = kind, self._sizes[kind]
+            held = self._held()
+            if held + sum(sizes.values()) > _ROOM and sum(other == kind for _, other in self._drawn) >= 4:
                 # Nothing is dropped for it: an update asks for every key, tensor after tensor, and would redraw all.
-                return kernels.noise(self._law, key, name, 0, dict(sizes)[name], device)
-            values = noise_many(self._law, key, sizes, device)
-            drawn = {size[0]: value for size, value in zip(sizes, values, strict=True)}
-            self._drawn[key, device] = drawn
-            self._most = max(self._most, len(self._drawn))
+                return kernels.noise(self._law, key, name, 0, sizes[name], device).to(dtype)
+            values = noise_many(self._law, key, tuple(sizes.items()), device, dtype)
+            drawn = self._drawn[key, kind] = dict(zip(sizes, values, strict=True))
+            self._most = max(self._most, self._held())
         return drawn[name]
+
+    def _held(self) -> int:
+        return sum(sum(self._sizes[kind].values()) for _, kind in self._drawn)
 
     @property
     def elements(self) -> int:
-        """Numbers kept at most so far: it grows with the directions of a step."""
-        return self._most * sum(count for sizes in self._sizes.values() for _, count in sizes)
+        """Numbers kept at most so far, at least those of one key: it grows with the directions of a step."""
+        return max(self._most, sum(count for sizes in self._sizes.values() for count in sizes.values()))
 
 
 @final
@@ -229,20 +255,24 @@ class Dense(Direction):
     def __init__(self, law: Law = "gaussian") -> None:
         self.law: Law = law
         self._small = Together(law)
-        self._is_small: set[str] = set()
 
     def prepare(self, targets: Sequence[Target]) -> None:
         for target in targets:
             if target.data.numel() <= _SMALL:
-                self._is_small.add(target.name)
                 self._small.add(target.name, target.data.numel(), target.data.device)
 
     def stream(self, target: Target, key: Key) -> Law | None:
-        return None if target.name in self._is_small else self.law
+        return None if target.name in self._small else self.law
+
+    def is_joint(self, target: Target) -> bool:
+        return target.name in self._small
+
+    def joint(self, targets: Sequence[Target], key: Key) -> Tensor:
+        return torch.cat([self._small.draw(key, target.name) for target in targets])
 
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
-        if target.name in self._is_small:
-            return self._small.draw(key, target.name, target.data.device)[start:stop]
+        if target.name in self._small:
+            return self._small.draw(key, target.name)[start:stop]
         return kernels.noise(self.law, key, target.name, start, stop, target.data.device, target.fast)
 
     def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
@@ -258,7 +288,7 @@ class Dense(Direction):
         below: tuple[Tensor, float] | None = None,
     ) -> list[Tensor]:
         """As `Direction.add`; `below = (reference, h)` leaves alone what is large, as `kernels.add_noise` does."""
-        if target.name not in self._is_small:
+        if target.name not in self._small:
             return kernels.add_noise(w, self.law, key, target.name, start, scales, target.fast, below)
         sums = super().add(target, key, start, w, scales)
         if below is None:

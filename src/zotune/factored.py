@@ -72,10 +72,16 @@ class OrDense(Factored):
 
     def left(self, target: Target, key: Key) -> Tensor:
         """The random factor, (rows, rank) float32."""
-        return self._left.draw(key, target.name, target.data.device).view(-1, self.rank)
+        return self._left.draw(key, target.name).view(-1, self.rank)
 
     def plain(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         return self._dense.block(target, key, start, stop)
+
+    def is_joint(self, target: Target) -> bool:
+        return target.data.dim() < 2 and self._dense.is_joint(target)
+
+    def joint(self, targets: Sequence[Target], key: Key) -> Tensor:
+        return self._dense.joint(targets, key)
 
     def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
         if self.factors(target, key) is None:
@@ -114,6 +120,24 @@ def add_up(terms: Sequence[tuple[Factors, float]]) -> Factors:
         # A product and a sum, never fused: the same bits on every machine.
         total = total + torch.tensor(scale * factors.scale, dtype=wide) * factors.u.to(wide)
     return Factors(total, first.v, 1.0, first.basis)
+
+
+def add_up_all(sums: Sequence[Sequence[tuple[Factors, float]]]) -> list[Factors]:
+    """`add_up` of several sums, bit for bit, in a few calls for all of them."""
+    kinds = {(len(terms), factors.u.dtype, factors.u.device) for terms in sums for factors, _ in terms}
+    if len(kinds) != 1:
+        return [add_up(terms) for terms in sums]
+    ((count, dtype, _),) = kinds
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    totals = [torch.zeros_like(terms[0][0].u, dtype=wide) for terms in sums]
+    for number in range(count):
+        found = [terms[number] for terms in sums]
+        scaled = [torch.empty_like(total) for total in totals]
+        torch._foreach_copy_(scaled, [factors.u for factors, _ in found])
+        # The scale is rounded first, as `add_up` does; a product and a sum, never fused.
+        torch._foreach_mul_(scaled, torch.tensor([s * f.scale for f, s in found], dtype=wide).tolist())
+        torch._foreach_add_(totals, scaled)
+    return [Factors(total, terms[0][0].v, 1.0, terms[0][0].basis) for total, terms in zip(totals, sums, strict=True)]
 
 
 def side_by_side(terms: Sequence[tuple[Factors, float]]) -> Factors | None:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, final
 
+import torch
 from torch import Tensor
 
 from zotune.direction import Factors, Target, Together
 from zotune.errors import ConfigError
-from zotune.factored import Factored, side_by_side
+from zotune.factored import Factored, add_up_all, side_by_side
 from zotune.noise import Key, Law, Purpose
 
 
@@ -44,27 +45,33 @@ class LowRank(Factored):
 
     def prepare(self, targets: Sequence[Target]) -> None:
         for target in targets:
-            device = target.data.device
+            device, dtype = target.data.device, target.data.dtype
             if target.data.dim() < 2:
                 self._u.add(target.name, target.data.numel(), device)
                 continue
+            # Rounded to the weights' dtype before use, so that the forward and the update see the same factors.
             rows, columns = target.matrix_shape
-            self._u.add(target.name, rows * self.rank, device)
-            self._v.add(target.name, columns * self.rank, device)
+            self._u.add(target.name, rows * self.rank, device, dtype)
+            self._v.add(target.name, columns * self.rank, device, dtype)
 
     def factors(self, target: Target, key: Key) -> Factors | None:
-        if target.data.dim() < 2:
-            return None
+        return None if target.data.dim() < 2 else self._factors(target, key)
+
+    def _factors(self, target: Target, key: Key) -> Factors:
         query = key.query if self.own else 0
         window = replace(key, step=key.step // self.interval, query=query, purpose=Purpose.BASIS)
-        # Rounded to the weights' dtype before use, so that the forward and the update see the same factors.
-        dtype, device = target.data.dtype, target.data.device
-        u = self._u.draw(key, target.name, device).view(-1, self.rank).to(dtype)
-        v = self._v.draw(window, target.name, device).view(-1, self.rank).to(dtype)
+        u = self._u.draw(key, target.name).view(-1, self.rank)
+        v = self._v.draw(window, target.name).view(-1, self.rank)
         return Factors(u, v, self._scale, None if self.own else window.step)
 
     def plain(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
-        return self._u.draw(key, target.name, target.data.device)[start:stop]
+        return self._u.draw(key, target.name)[start:stop]
+
+    def is_joint(self, target: Target) -> bool:
+        return target.data.dim() < 2
+
+    def joint(self, targets: Sequence[Target], key: Key) -> Tensor:
+        return torch.cat([self._u.draw(key, target.name) for target in targets])
 
     def window(self) -> int:
         return 1 if self.own else self.interval
@@ -74,6 +81,18 @@ class LowRank(Factored):
             return super().combined(target, terms)
         found = [(self.factors(target, key), scale) for key, scale in terms]
         return side_by_side([(factors, scale) for factors, scale in found if factors is not None]) if found else None
+
+    def combined_all(
+        self, targets: Sequence[Target], terms: Sequence[Sequence[tuple[Key, float]]]
+    ) -> list[Factors | None]:
+        matrices = [i for i, target in enumerate(targets) if target.data.dim() >= 2 and terms[i]]
+        if self.own or len(matrices) < 2:
+            return super().combined_all(targets, terms)
+        sums = [[(self._factors(targets[i], key), scale) for key, scale in terms[i]] for i in matrices]
+        found: list[Factors | None] = [None] * len(targets)
+        for i, factors in zip(matrices, add_up_all(sums), strict=True):
+            found[i] = factors
+        return found
 
     def state_elements(self, targets: Sequence[Target]) -> int:
         return self._u.elements + self._v.elements

@@ -28,7 +28,7 @@ from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
 from statistics import NormalDist
-from typing import Literal, final
+from typing import Literal, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -74,8 +74,11 @@ class Key:
         return _key_words(self.seed, self.step, self.query, int(self.purpose))
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox4x32 on int64 tensors that hold 32-bit words; shapes broadcast; returns four such tensors."""
+Words = TypeVar("Words", Tensor, int)  # 32-bit words: in int64 tensors, or one
+
+
+def philox(counter: tuple[Words, ...], key: tuple[Words, Words]) -> tuple[Words, Words, Words, Words]:
+    """Ten rounds of Philox4x32 on int64 tensors that hold 32-bit words, or on single ones; shapes broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -90,10 +93,7 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Ten
 def _key_words(seed: int, step: int, query: int, purpose: int) -> tuple[int, int]:
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}")
-    words = (step & _MASK, step >> 32, query, purpose)
-    counter = tuple(torch.tensor(word, dtype=torch.int64) for word in words)
-    out = philox(counter, (torch.tensor(seed & _MASK), torch.tensor(seed >> 32)))
-    return int(out[0]), int(out[1])
+    return philox((step & _MASK, step >> 32, query, purpose), (seed & _MASK, seed >> 32))[:2]
 
 
 @lru_cache(maxsize=65536)
@@ -165,27 +165,44 @@ def noise_rows(law: Law, key: Key, name: str, rows: Tensor, columns: int) -> Ten
 
 
 def noise_many(
-    law: Law, key: Key, sizes: Sequence[tuple[str, int]], device: torch.device | str = "cpu"
+    law: Law,
+    key: Key,
+    sizes: Sequence[tuple[str, int]],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """The whole noise of several parameters, given as (name, element count), in one draw: (count,) float32 each."""
-    size = per_block(law)
-    counts = tuple(-(-count // size) for _, count in sizes)
-    if not counts:
-        return []
-    blocks = torch.cat([torch.arange(count, device=device) for count in counts])
-    words_of, repeats = _layout(tuple(name for name, _ in sizes), counts, torch.device(device))
-    # With its size given, a GPU need not be asked for it.
-    names = words_of.repeat_interleave(repeats, dim=0, output_size=sum(counts))
+    """The whole noise of several parameters, given as (name, element count), in one draw: (count,) in `dtype` each."""
+    values = expand(law, _words_many(key, tuple(sizes), per_block(law), torch.device(device))).to(dtype)
+    return _parts(values, sizes)
+
+
+def bits16_many(key: Key, sizes: Sequence[tuple[str, int]], device: torch.device | str = "cpu") -> list[Tensor]:
+    """As `bits16`, of whole parameters given as (name, element count), in one draw: (count,) int32 each."""
+    return _parts(half_words(_words_many(key, tuple(sizes), 8, torch.device(device))), sizes)
+
+
+def _words_many(key: Key, sizes: tuple[tuple[str, int], ...], size: int, device: torch.device) -> Tensor:
+    """The words (n, 4) of all blocks of `size` elements, parameter after parameter."""
+    blocks, names = _layout(sizes, size, device)
     key0, key1 = (torch.tensor(word) for word in key.words())
-    values = expand(law, torch.stack(raw_words(blocks, names[:, 0], names[:, 1], key0, key1), dim=-1))
-    parts = torch.split(values, list(counts))
+    return torch.stack(raw_words(blocks, names[:, 0], names[:, 1], key0, key1), dim=-1)
+
+
+@lru_cache(maxsize=32)
+def _layout(sizes: tuple[tuple[str, int], ...], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The blocks' numbers (n,) and the words (n, 2) of their names: the same in every step, so they are kept."""
+    counts = [-(-count // size) for _, count in sizes]
+    blocks = torch.cat([torch.arange(0), *(torch.arange(count) for count in counts)])
+    words_of = torch.tensor([name_words(name) for name, _ in sizes], dtype=torch.int64).view(-1, 2)
+    repeats = torch.tensor(counts, dtype=torch.int64)
+    names = words_of.repeat_interleave(repeats, dim=0, output_size=sum(counts))
+    return blocks.to(device), names.to(device)
+
+
+def _parts(values: Tensor, sizes: Sequence[tuple[str, int]]) -> list[Tensor]:
+    """From (blocks, elements of a block) the elements of each parameter."""
+    parts = torch.split(values, [-(-count // values.shape[1]) for _, count in sizes])
     return [part.flatten()[:count] for part, (_, count) in zip(parts, sizes, strict=True)]
-
-
-@lru_cache(maxsize=8)
-def _layout(names: tuple[str, ...], counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The words (n, 2) of names and how many blocks each has: the same in every step, so they are copied once."""
-    return torch.tensor([name_words(name) for name in names], device=device), torch.tensor(counts, device=device)
 
 
 def bits16(key: Key, name: str, start: int, stop: int, device: torch.device | str = "cpu") -> Tensor:

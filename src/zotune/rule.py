@@ -64,6 +64,12 @@ class Rule(ABC):
         """The step's change of a tensor as one low-rank matrix, if it has that form; else None, and `update` runs."""
         return None
 
+    def changes(
+        self, targets: Sequence[Target], direction: Direction, probes: Sequence[Probe], lrs: Sequence[float]
+    ) -> list[Factors | None]:
+        """`change` of several tensors, in their order."""
+        return [self.change(target, direction, probes, lr) for target, lr in zip(targets, lrs, strict=True)]
+
     def along(
         self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float, weight_decay: float
     ) -> tuple[Key, float] | None:
@@ -94,8 +100,13 @@ class Sgd(Rule):
     in_parts = True
 
     def change(self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float) -> Factors | None:
-        terms = [(p.key, -lr * p.coef * direction.gain(target, p.key)) for p in probes]
-        return direction.combined(target, terms)
+        return direction.combined(target, _terms(target, direction, probes, lr))
+
+    def changes(
+        self, targets: Sequence[Target], direction: Direction, probes: Sequence[Probe], lrs: Sequence[float]
+    ) -> list[Factors | None]:
+        terms = [_terms(target, direction, probes, lr) for target, lr in zip(targets, lrs, strict=True)]
+        return direction.combined_all(targets, terms)
 
     def along(
         self, target: Target, direction: Direction, probes: Sequence[Probe], lr: float, weight_decay: float
@@ -110,6 +121,10 @@ class Sgd(Rule):
         gain = block.direction.gain
         terms = [(p, -lr * p.coef * gain(block.target, p.key)) for p in probes if lr * p.coef]
         return block.plus_sum(decayed(block, lr, weight_decay), terms)
+
+
+def _terms(target: Target, direction: Direction, probes: Sequence[Probe], lr: float) -> list[tuple[Key, float]]:
+    return [(p.key, -lr * p.coef * direction.gain(target, p.key)) for p in probes]
 
 
 def decayed(block: Block, lr: float, weight_decay: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from zotune import kernels
@@ -17,6 +18,11 @@ from zotune.store import store_for
 _CHUNK = 1 << 20
 # On a GPU, where a small part costs more to launch than to compute.
 _CHUNK_GPU = 1 << 23
+
+
+def chunk_of(device: torch.device) -> int:
+    """Elements of parameters that are updated at once on a device."""
+    return _CHUNK_GPU if device.type == "cuda" else _CHUNK
 
 
 def write(
@@ -39,7 +45,7 @@ def write(
         if kernels.fold(flat, law, along[0], target.name, first, along[1], dither, target.fast):
             return
     # A mask reads the weights from before the update: a slice is written last, a copy when all slices are done.
-    for start, stop in target.slices(_CHUNK_GPU if flat.is_cuda else _CHUNK):
+    for start, stop in target.slices(chunk_of(flat.device)):
         start, stop = max(start, first), min(stop, first + flat.numel())
         if start >= stop:
             continue

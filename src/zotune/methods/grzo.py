@@ -129,14 +129,14 @@ class SignFlips(Direction):
     def signed(self, target: Target, key: Key) -> Signed | None:
         if target.data.dim() < 2:
             return None
-        signs, rows = self._signs.draw(key, _signs_of(target), target.data.device), target.matrix_shape[0]
+        signs, rows = self._signs.draw(key, _signs_of(target)), target.matrix_shape[0]
         s = None if self.form == "strict" else signs[rows:]
         return Signed(self._u, replace(key, query=0), signs[:rows], s)
 
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         one = self.signed(target, key)
         if one is None:
-            return self._signs.draw(key, _signs_of(target), target.data.device)[start:stop]
+            return self._signs.draw(key, _signs_of(target))[start:stop]
         columns = target.matrix_shape[1]
         first, last = start // columns, -(-stop // columns)
         u = one.base.block(target, one.key, first * columns, last * columns).view(-1, columns)
@@ -145,7 +145,7 @@ class SignFlips(Direction):
     def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
         one = self.signed(target, key)
         if one is None:
-            return self._signs.draw(key, _signs_of(target), target.data.device)[rows].unsqueeze(1)
+            return self._signs.draw(key, _signs_of(target))[rows].unsqueeze(1)
         return _flipped(one.base.rows(target, one.key, rows), one.r[rows], one.s)
 
     def factors(self, target: Target, key: Key) -> Factors | None:

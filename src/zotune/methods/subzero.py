@@ -79,7 +79,7 @@ class Subspace(Factored):
 
     def core(self, target: Target, key: Key) -> Tensor:
         """Z of a key, (r, r) float32."""
-        return self._core.draw(key, target.name, target.data.device).view(2 * (self.rank_of(target),))
+        return self._core.draw(key, target.name).view(2 * (self.rank_of(target),))
 
     def spread(self, target: Target, key: Key) -> Factors:
         """Z_hat in the shape that the subspace is of."""
@@ -94,7 +94,7 @@ class Subspace(Factored):
 
     def plain(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         if target.data.dim() < 2:
-            return self._core.draw(key, target.name, target.data.device)[start:stop]
+            return self._core.draw(key, target.name)[start:stop]
         return low_rank_slice(self.spread(target, key), start, stop)
 
     def window(self) -> int:

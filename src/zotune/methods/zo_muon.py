@@ -75,7 +75,7 @@ class LeftBasis(Factored):
         """Psi of a key, (r, columns) in the weights' dtype."""
         r, columns, device = self.rank_of(target), target.matrix_shape[1], target.data.device
         if target.name in self._small:
-            drawn = self._together.draw(key, target.name, device)
+            drawn = self._together.draw(key, target.name)
         else:
             drawn = kernels.noise("gaussian", key, target.name, 0, r * columns, device, target.fast)
         return drawn.view(r, columns).to(target.data.dtype)
