@@ -13,7 +13,9 @@ from tests.lanes import LANES, POINTS, ROWS, explicit, ids, x
 from tests.models import Called, normals, seeded, train
 from torch import Tensor, nn
 
+from zotune.estimate import Point
 from zotune.lazy import LaneTensor, LaneUnsupported
+from zotune.noise import Key
 from zotune.perturb import Perturber
 
 one_thread, perturber = models.one_thread, lanes.perturber
@@ -155,3 +157,68 @@ def test_a_slice_of_an_activation_is_one_product(perturber: Perturber) -> None:
     assert not called.names & {"bmm", "baddbmm"} and called.names & {"mm", "addmm"}
     with perturber.at(*POINTS):
         assert torch.equal(sliced, F.linear(hidden[:, -3:].contiguous(), perturber.model.get_parameter("matrix")))
+
+
+GAINS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "scaling": lambda m, h: m.vector * h,
+    "sum and difference": lambda m, h: h - m.vector + m.bias,
+    "division": lambda m, h: h / m.vector,
+    "in place": lambda m, h: h.clone().mul_(m.vector),
+    "gemma's norm": lambda m, h: h * (1.0 + m.vector),
+    "gemma's norm in float32": lambda m, h: (h.float() * (1.0 + m.vector.float())).type_as(h),
+    "a view": lambda m, h: h * m.vector.view(1, 1, -1).to(h.dtype),
+    "layer norm": lambda m, h: F.layer_norm(h, (16,), m.vector, m.bias, 1e-5),
+    "layer norm without bias": lambda m, h: F.layer_norm(h, (16,), weight=m.vector),
+    "layer norm with a plain bias": lambda m, h: F.layer_norm(h, (16,), m.vector, torch.ones_like(h[0, 0])),
+    "rms norm": lambda m, h: F.rms_norm(h, (16,), m.vector),
+    "a bias": lambda m, h: F.linear(h, torch.eye(16, dtype=h.dtype), m.vector),
+    "biases of matrices in scope": lambda m, h: F.linear(h, m.square, m.vector),
+    "addmm": lambda m, h: torch.addmm(m.vector, h.flatten(0, 1), m.square).view(h.shape),
+}
+
+
+class Gains(nn.Module):
+    """Two vectors near 1.5, and a matrix, in 16 bits."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.vector = nn.Parameter((1.5 + 0.1 * normals(16, 4)).to(dtype))
+        self.bias = nn.Parameter((1.5 + 0.1 * normals(16, 5)).to(dtype))
+        self.square = nn.Parameter((0.3 * normals((16, 16), 6)).to(dtype))
+
+
+@pytest.mark.parametrize("operation", GAINS)
+@pytest.mark.parametrize("kind", ["dense", "lowrank"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("together", [True, False])
+def test_vectors_in_16_bits_feel_a_small_radius(operation: str, kind: str, dtype: torch.dtype, together: bool) -> None:
+    """Numbers near 1.5 lie 2**-7 apart in bfloat16, z by 1e-3 is lost between them: yet what the operation gives moves
+    along z as that on exact numbers does, on average over its elements, with the dtype that the model expects.
+    """
+    model, call, scale = Gains(dtype), GAINS[operation], 1e-3
+    perturber = Perturber(model, ["vector", "bias"], lanes.DIRECTIONS[kind]())
+    perturber.direction.prepare(perturber.targets())
+    hidden = normals((6, 700, 16), 8).to(dtype)
+    points = [Point(Key(0, 0), side * scale) for side in (1, -1)]
+    with torch.no_grad():
+        if together:
+            with perturber.at(*points, rows=6):
+                up, down = call(model, hidden.repeat(2, 1, 1)).chunk(2)
+        else:
+            found = []
+            for point in points:
+                with perturber.at(point, rows=6):
+                    found.append(call(model, hidden))
+            up, down = found
+        exact = []
+        for point in points:
+            copy = Gains(dtype).double()
+            for target in perturber.targets():
+                z = perturber.direction.block(target, point.key, 0, 16).double()
+                getattr(copy, target.name).data.add_(point.scale * z)
+            exact.append(call(copy, hidden.double()))
+    assert up.dtype == down.dtype == dtype
+    moved, expected = (up.double() - down.double()), exact[0] - exact[1]
+    # Behind a bias alone 16-bit activations take few values between two neighbours of the sum: stairs remain.
+    tolerance = 0.5 if operation in ("a bias", "biases of matrices in scope", "addmm") else 0.1
+    assert float((moved * expected).sum() / expected.square().sum()) == pytest.approx(1.0, abs=tolerance)

@@ -8,6 +8,7 @@ treats examples independently. `RULES` is the table that `perturb.py` hands to t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from zotune.lane_lookup import embedding
 from zotune.lane_products import Adder, adder, block_of
 from zotune.lazy import (
+    SHORT,
     Lanes,
     LaneTensor,
     LaneUnsupported,
@@ -24,6 +26,7 @@ from zotune.lazy import (
     Rule,
     alone,
     bind,
+    is_wide,
     join,
     map_lanes,
     name_of,
@@ -38,6 +41,13 @@ def _lane_values(value: Any, lanes: Lanes) -> list[Any]:
     return value.per_lane() if isinstance(value, LaneTensor) else [value] * lanes.count
 
 
+def _add_biases(lanes: Lanes, y: Tensor, bias: LaneTensor) -> Tensor:
+    """Each lane's bias added to its part, in place; one with more bits than `y` is added before the sum is rounded."""
+    for part, lane_bias in zip(y.chunk(lanes.count), bias.wide(), strict=True):
+        part += lane_bias
+    return y
+
+
 def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
     if isinstance(x, LaneTensor):
@@ -48,15 +58,14 @@ def _linear(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwarg
     # One matrix product: a slice of an activation (the last token) would otherwise be multiplied row by row.
     x = x.contiguous()
     inputs = lanes.split(x, "linear")
-    biases = _lane_values(bias, lanes)
     add = adder(lanes, weight)
     if add is not None:
         y: Tensor = F.linear(x, weight.target.data, None if isinstance(bias, LaneTensor) else bias)
         add(y, x, False)
-        if isinstance(bias, LaneTensor):
-            for part, lane_bias in zip(y.chunk(lanes.count), biases, strict=True):
-                part += lane_bias
-        return y
+        return _add_biases(lanes, y, bias) if isinstance(bias, LaneTensor) else y
+    if is_wide(bias):
+        return _add_biases(lanes, _linear(lanes, func, (x, weight), {}), bias)
+    biases = _lane_values(bias, lanes)
     if not isinstance(weight, Perturbed) or weight.numel() <= block_of(weight.device):
         weights = _lane_values(weight, lanes)
         return join([F.linear(i, w, b) for i, w, b in zip(inputs, weights, biases, strict=True)])
@@ -96,12 +105,13 @@ def _matmul(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwarg
 def _addmm(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """`bias + x @ w` (GPT-2's linear layer)."""
     add = _second_adder(lanes, args[1:], kwargs) if len(args) == 3 else None
-    if add is None:
+    if add is None and not (is_wide(args[0]) and len(args) == 3 and not kwargs):
         result: Tensor = _chunked(1)(lanes, func, args, kwargs)
         return result
-    y = _thin_matmul(lanes, name_of(func), add, *args[1:])
-    for part, lane_bias in zip(y.chunk(lanes.count), _lane_values(args[0], lanes), strict=True):
-        part += lane_bias
+    y = _matmul(lanes, torch.mm, args[1:], {}) if add is None else _thin_matmul(lanes, name_of(func), add, *args[1:])
+    if isinstance(args[0], LaneTensor):
+        return _add_biases(lanes, y, args[0])
+    y += args[0]
     return y
 
 
@@ -119,39 +129,71 @@ def _thin_matmul(lanes: Lanes, what: str, add: Adder, x: Tensor, weight: Perturb
 
 
 def _call_each(
-    lanes: Lanes, func: Callable[..., Any], columns: Sequence[Sequence[Any]], kwargs: dict[str, Any]
+    lanes: Lanes,
+    func: Callable[..., Any],
+    columns: Sequence[Sequence[Any]],
+    kwargs: dict[str, Any],
+    dtype: torch.dtype | None = None,
 ) -> list[Any]:
-    """One call for each lane; `columns` holds each argument's values, lane by lane."""
-    named = take_each(kwargs, lanes.count)
-    return [func(*own, **named[lane]) for lane, own in enumerate(zip(*columns, strict=True))]
+    """One call for each lane; `columns` holds each argument's values, lane by lane. `dtype`: what results are rounded
+    to, where parameters have more bits than the model knows of.
+    """
+    named = take_each(kwargs, lanes.count, dtype is not None)
+    results = [func(*own, **named[lane]) for lane, own in enumerate(zip(*columns, strict=True))]
+    return results if dtype is None else [result.to(dtype) for result in results]
 
 
-def _chunked(position: int) -> Callable[..., Any]:
-    """The rule of an operation that treats examples independently: cut the activation, call per lane, join."""
+def _known_dtype(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype | None:
+    """Of an operation on parameters that have more bits than the model knows of: the dtype that it expects of it."""
+    if not is_wide(args, kwargs):
+        return None
+    return reduce(torch.promote_types, [t.dtype for t in tensors_in((args, kwargs)) if t.dim()])
+
+
+def _widened(value: Any) -> Any:
+    """Plain tensors of 16 bits in float32, stand-ins as they are."""
+    if isinstance(value, Tensor) and not isinstance(value, LaneTensor) and value.dtype in SHORT:
+        return value.to(torch.float32)
+    return value
+
+
+def _chunked(position: int, wide: bool = False) -> Callable[..., Any]:
+    """The rule of an operation that treats examples independently: cut the activation, call per lane, join.
+
+    wide: in float32 where a parameter has more bits than the model knows of, rounded at the end as it rounds by itself.
+    """
 
     def rule(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if lanes.count == 1:
+        known = _known_dtype(args, kwargs) if wide else None
+        activation = args[position] if len(args) > position else None
+        if lanes.count == 1 and (known is None or activation is None or isinstance(activation, LaneTensor)):
             return alone(func, args, kwargs)
-        if len(args) <= position:
+        if activation is None:
             raise LaneUnsupported(f"{name_of(func)} takes its input by keyword")
-        activation = args[position]
+        if known is not None:
+            args, kwargs = tuple(map(_widened, args)), {key: _widened(value) for key, value in kwargs.items()}
+            activation = args[position]
         plain = [t for t in tensors_in((args, kwargs)) if not isinstance(t, LaneTensor)]
         if isinstance(activation, LaneTensor):
             if plain:
                 raise LaneUnsupported(f"{name_of(func)} takes {activation.known_as} as its input")
             return map_lanes(func, args, kwargs, activation)
         cut = lanes.split(activation, name_of(func))
-        columns = [cut if i == position else take_each(arg, lanes.count) for i, arg in enumerate(args)]
-        return join(_call_each(lanes, func, columns, kwargs))
+        rest = [take_each(arg, lanes.count, known is not None) for arg in args]
+        columns = [cut if i == position else values for i, values in enumerate(rest)]
+        return join(_call_each(lanes, func, columns, kwargs, known))
 
     return rule
 
 
 def _elementwise(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`x * w`, `w + x`, `where(x, w, 0)`: parameters broadcast over the examples of the activations."""
-    if lanes.count == 1:
+    known = _known_dtype(args, kwargs)
+    if lanes.count == 1 and known is None:
         return alone(func, args, kwargs)
     found = [t for t in tensors_in((args, kwargs)) if t.dim()]
+    if lanes.count == 1 and any(not isinstance(t, LaneTensor) for t in tensors_in((args, kwargs))):
+        return _call_each(lanes, func, [take_each(arg, 1, True) for arg in args], kwargs, known)[0]
     lead = max((t.dim() for t in found), default=0)
     cut = [
         i
@@ -166,10 +208,11 @@ def _elementwise(lanes: Lanes, func: Callable[..., Any], args: tuple[Any, ...], 
         if writes(func):
             raise LaneUnsupported(f"{name_of(func)} of {source.known_as} into a tensor that all lanes share")
         return map_lanes(func, args, kwargs, source)
+    wide = known is not None
     columns = [
-        lanes.split(arg, name_of(func)) if i in cut else take_each(arg, lanes.count) for i, arg in enumerate(args)
+        lanes.split(arg, name_of(func)) if i in cut else take_each(arg, lanes.count, wide) for i, arg in enumerate(args)
     ]
-    parts = _call_each(lanes, func, columns, kwargs)
+    parts = _call_each(lanes, func, columns, kwargs, known)
     return args[0] if writes(func) else join(parts)
 
 
@@ -214,18 +257,8 @@ RULES: dict[Any, Rule] = {
     torch.cat: _cat,
     F.scaled_dot_product_attention: _attention,
     **{f: _matmul for f in (torch.matmul, _T.matmul, _T.__matmul__, torch.mm, _T.mm)},
-    **{
-        f: _chunked(0)
-        for f in (
-            F.layer_norm,
-            F.rms_norm,
-            torch.rms_norm,
-            torch.layer_norm,
-            F.group_norm,
-            F.batch_norm,
-            F.prelu,
-        )
-    },
+    **{f: _chunked(0, wide=True) for f in (F.layer_norm, F.rms_norm, torch.rms_norm, torch.layer_norm, F.group_norm)},
+    **{f: _chunked(0) for f in (F.batch_norm, F.prelu)},
     **{f: _chunked(0) for f in (F.conv1d, F.conv2d, F.conv3d)},
     **{
         f: _elementwise

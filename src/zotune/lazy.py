@@ -21,6 +21,8 @@ from zotune.errors import UserError
 from zotune.estimate import Point
 from zotune.noise import Key
 
+SHORT = (torch.bfloat16, torch.float16)
+
 Rule = Callable[["Lanes", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -82,6 +84,17 @@ class LaneTensor(torch.Tensor):
     def per_lane(self) -> list[Tensor]:
         """The plain tensor of each lane."""
 
+    def wide(self) -> list[Tensor]:
+        """As `per_lane`; of a vector with 16 bits the values before they are rounded, float32.
+
+        A gain near 1 lies 2**-7 from its neighbours in bfloat16: rounded, it would not feel a radius of 1e-3.
+        """
+        return self.per_lane()
+
+    def has_wide(self) -> bool:
+        """Whether `wide` gives other values than `per_lane`."""
+        return False
+
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -116,15 +129,27 @@ class Perturbed(LaneTensor):
         data = self.target.data
         return [flat.view(data.shape) for flat in self.slice(0, data.numel())]
 
+    def has_wide(self) -> bool:
+        return self.target.data.dim() < 2 and self.target.data.dtype in SHORT
+
+    def wide(self) -> list[Tensor]:
+        data = self.target.data
+        if not self.has_wide():
+            return self.per_lane()
+        return [flat.view(data.shape) for flat in self._at_points(self.target.value(0, data.numel()).float(), 0)]
+
     def slice(self, start: int, stop: int) -> list[Tensor]:
         """Elements `start:stop` of the flattened weight in each lane, (stop - start,) each; whole rows."""
-        flat = self.target.value(start, stop)
+        return [each.to(self.target.data.dtype) for each in self._at_points(self.target.value(start, stop), start)]
+
+    def _at_points(self, flat: Tensor, start: int) -> list[Tensor]:
+        """`flat`, the elements from `start` of the unperturbed weight, moved to each lane's point."""
         points, out = self.lanes.points, []
         for first, last in self.lanes.by_key():
             scales = [point.scale for point in points[first:last]]
             moved = iter(self.moved(points[first].key, start, flat, [scale for scale in scales if scale]))
             out += [next(moved) if scale else flat for scale in scales]
-        return [each.to(self.target.data.dtype) for each in out]
+        return out
 
     def moved(self, key: Key, start: int, flat: Tensor, scales: Sequence[float]) -> list[Tensor]:
         """`flat + scale * z` for each scale; nothing is drawn where there is none, or where z is zero."""
@@ -152,18 +177,25 @@ class Derived(LaneTensor):
     parts: list[Tensor]
 
     @staticmethod
-    def __new__(cls, parts: list[Tensor], source: LaneTensor) -> Derived:
-        self: Derived = _wrapper(cls, parts[0])
+    def __new__(cls, parts: list[Tensor], source: LaneTensor, dtype: torch.dtype | None = None) -> Derived:
+        """`dtype`: what the model takes it for, where the parts are wider."""
+        self: Derived = _wrapper(cls, parts[0], dtype)
         self.parts, self.lanes, self.known_as = parts, source.lanes, source.known_as
         return self
 
     def per_lane(self) -> list[Tensor]:
+        return [part.to(self.dtype) for part in self.parts]
+
+    def wide(self) -> list[Tensor]:
         return self.parts
 
+    def has_wide(self) -> bool:
+        return self.parts[0].dtype != self.dtype
 
-def _wrapper(cls: type[LaneTensor], like: Tensor) -> Any:
+
+def _wrapper(cls: type[LaneTensor], like: Tensor, dtype: torch.dtype | None = None) -> Any:
     return torch.Tensor._make_wrapper_subclass(
-        cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device, requires_grad=False
+        cls, like.shape, strides=like.stride(), dtype=dtype or like.dtype, device=like.device, requires_grad=False
     )
 
 
@@ -188,15 +220,18 @@ def take(value: Any, lane: int) -> Any:
     return value
 
 
-def take_each(value: Any, count: int) -> list[Any]:
-    """`take(value, lane)` for each of `count` lanes; what stands for a parameter is computed once for all of them."""
+def take_each(value: Any, count: int, wide: bool = False) -> list[Any]:
+    """`take(value, lane)` for each of `count` lanes; what stands for a parameter is computed once for all of them.
+
+    wide: as `LaneTensor.wide`.
+    """
     if isinstance(value, LaneTensor):
-        return value.per_lane()
+        return value.wide() if wide else value.per_lane()
     if type(value) in (list, tuple):
-        parts = [take_each(item, count) for item in value]
+        parts = [take_each(item, count, wide) for item in value]
         return [type(value)(part[lane] for part in parts) for lane in range(count)]
     if type(value) is dict:
-        columns = {key: take_each(item, count) for key, item in value.items()}
+        columns = {key: take_each(item, count, wide) for key, item in value.items()}
         return [{key: column[lane] for key, column in columns.items()} for lane in range(count)]
     return [value] * count
 
@@ -224,10 +259,10 @@ def _apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     rule = lanes.rules.get(func)
     if rule is not None:
         return rule(lanes, func, args, kwargs)
+    if len(stand_ins) == len(found) and (lanes.count > 1 or is_wide(args, kwargs)):
+        return map_lanes(func, args, kwargs, stand_ins[0])
     if lanes.count == 1:
         return alone(func, args, kwargs)
-    if len(stand_ins) == len(found):
-        return map_lanes(func, args, kwargs, stand_ins[0])
     raise LaneUnsupported(f"{label} on {name} has no lane rule")
 
 
@@ -254,9 +289,21 @@ def join(parts: Sequence[Tensor]) -> Tensor:
 
 def map_lanes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: LaneTensor) -> Any:
     """An operation on stand-ins alone: lane by lane, the result a stand-in again."""
-    calls = zip(take_each(args, source.lanes.count), take_each(kwargs, source.lanes.count), strict=True)
+    count = source.lanes.count
+    known = alone(func, args, kwargs) if is_wide(args, kwargs) else None  # what the model will take the result for
+    wide = isinstance(known, Tensor) and known.is_floating_point()
+    calls = zip(take_each(args, count, wide), take_each(kwargs, count, wide), strict=True)
+    if func in _CASTS and isinstance(known, Tensor) and known.dtype in SHORT and args[0].has_wide():
+        return Derived(args[0].wide(), source, known.dtype)  # rounded where it meets an activation
     results = [func(*own, **named) for own, named in calls]
+    if isinstance(known, Tensor) and wide:
+        return Derived(results, source, known.dtype)
     return _wrap(results, func, source)
+
+
+def is_wide(*values: Any) -> bool:
+    """Whether a stand-in inside has values with more bits than the model takes it for."""
+    return any(isinstance(t, LaneTensor) and t.has_wide() for t in tensors_in(values))
 
 
 def _wrap(results: list[Any], func: Callable[..., Any], source: LaneTensor) -> Any:
@@ -273,6 +320,7 @@ def _wrap(results: list[Any], func: Callable[..., Any], source: LaneTensor) -> A
 _WRITING = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split())
 _WRITING |= {"__setitem__"}
 _T = torch.Tensor
+_CASTS = frozenset([_T.to, _T.type_as, _T.type, _T.bfloat16, _T.half])
 _MEMORY = frozenset([_T.data_ptr, _T.untyped_storage])
 _PROPERTIES = """
     shape dtype device layout ndim requires_grad is_cuda is_cpu is_mps is_xpu is_meta is_sparse is_quantized is_nested

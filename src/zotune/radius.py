@@ -1,8 +1,8 @@
 """Whether 16-bit weights feel the radius: theta + eps z is rounded to the weights' dtype, like theta itself.
 
 Numbers far from zero lie further apart than eps reaches. A probe then sees such a weight unmoved, or moved by a whole
-spacing, while the update goes along z all the same: a random walk. Low-rank and sign-flipped directions are added to
-activations instead, and have no such limit for matrices.
+spacing, while the update goes along z all the same: a random walk. Vectors (gains, biases) meet the activations before
+they are rounded, and of matrices low-rank and sign-flipped terms are added to activations: neither has such a limit.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from zotune.direction import Direction, Target
 from zotune.estimate import Point
+from zotune.lazy import SHORT
 
 logger = logging.getLogger(__name__)
 
-_SHORT = (torch.bfloat16, torch.float16)
 # Elements of a tensor that are looked at: evenly spaced ones tell the share.
 _LOOKED_AT = 1 << 14
 # The share of the numbers in scope from which on a run says so.
@@ -30,7 +30,7 @@ def unmoved(targets: Sequence[Target], direction: Direction, point: Point) -> fl
     still, count = 0.0, 0
     for target in targets:
         count += target.data.numel()
-        if target.data.dtype in _SHORT and _is_made(target, direction, point):
+        if target.data.dtype in SHORT and _is_made(target, direction, point):
             still += target.data.numel() * _share(target.data, abs(point.scale))
     return still / count if count else 0.0
 
@@ -38,7 +38,7 @@ def unmoved(targets: Sequence[Target], direction: Direction, point: Point) -> fl
 def _is_made(target: Target, direction: Direction, point: Point) -> bool:
     """Whether the perturbed tensor is ever computed: not where its product with the activations is."""
     if target.data.dim() != 2:
-        return True
+        return target.data.dim() > 2
     return direction.factors(target, point.key) is None and direction.signed(target, point.key) is None
 
 
@@ -57,7 +57,7 @@ def warn_unfelt(targets: Sequence[Target], direction: Direction, points: Sequenc
     point = max(points, key=lambda point: abs(point.scale))
     share = unmoved(targets, direction.everywhere(), point)
     if share >= _MUCH:
-        dtype = next(str(t.data.dtype).removeprefix("torch.") for t in targets if t.data.dtype in _SHORT)
+        dtype = next(str(t.data.dtype).removeprefix("torch.") for t in targets if t.data.dtype in SHORT)
         logger.warning(
             "%.0f %% of the numbers in scope are so large that in %s they lie further apart than eps %g reaches: "
             "probes do not move them as they should, and what is learned of them is noise. Remedy: a larger eps, "
