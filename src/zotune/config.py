@@ -18,12 +18,12 @@ from zotune.option import Opt, checked, flag, schema
 # Only the user's own flag may let other people's code run: never a file that may come from someone else's run.
 NEVER_FROM_FILE = ("trust_remote_code", "allow_task_code")
 # Where things lie, what computes them and in how much memory: a run may be moved. All other options stay what the run
-# began with. rows_per_forward, eval_batch_size and scorer change the last bits of losses, nothing that they are losses
-# of.
+# began with. rows_per_forward, eval_batch_size, graphs and scorer change the last bits of losses, nothing that they are
+# losses of.
 PLACES = (
     "model", "sensitive", "train", "eval", "data_dir", "output_dir", "device", "device_map", "offload", "threads",
     "parallel", "check_every", "track", "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb",
-    "rows_per_forward", "eval_batch_size", "scorer", "scorer_args",
+    "rows_per_forward", "eval_batch_size", "scorer", "scorer_args", "graphs",
 )  # fmt: skip
 # More than any machine has cores, whose own number is no bound: a run may be moved to a smaller one. Many more end the
 # process within torch, where nothing can be said.
@@ -131,6 +131,7 @@ class TrainConfig:
     lr_schedule: Annotated[Literal["constant", "linear", "cosine"], Opt("Course of the learning rate.")] = "constant"
     warmup_steps: Annotated[int, Opt("Steps in which the learning rate rises from 0.", ge=0)] = 0
     lanes: Annotated[Literal["auto", "on", "off"], Opt("Evaluate both sides of a direction in one forward.")] = "auto"
+    graphs: Annotated[Literal["auto", "on", "off"], Opt("Record forwards as CUDA graphs, on one GPU.")] = "auto"
     reuse_mb: Annotated[int, Opt("MB for activations below the scope that are kept; 0: none.", ge=0)] = 512
     fold_every: Annotated[
         int | None,

@@ -220,10 +220,12 @@ class Together:
 
     def draw(self, key: Key, name: str) -> Tensor:
         """The noise of a registered tensor, (count,) in its dtype."""
+        kind = self._kinds[name]
+        if key.held is not None:  # its words change under way: nothing that was drawn may be kept
+            return kernels.noise(self._law, key, name, 0, self._sizes[kind][name], kind[0]).to(kind[1])
         if key.step not in self._steps:
             self._steps = [*self._steps, key.step][-self._span :]
             self._drawn = {one: drawn for one, drawn in self._drawn.items() if one[0].step in self._steps}
-        kind = self._kinds[name]
         drawn = self._drawn.get((key, kind))
         if drawn is None:
             (device, dtype), sizes = kind, self._sizes[kind]

@@ -64,6 +64,9 @@ class ZerothOrder(torch.optim.Optimizer):
         seed: the run's seed, 0 <= seed < 2**64. Together with the step number it is all the state there is.
         lanes: "auto" evaluates several points per forward where the first batch proves that right, "off" never, "on" or
             raises UserError. `max_lanes` bounds how many points ride in one forward.
+        graphs: "auto" records forwards as CUDA graphs and plays them, where the model lies whole on one GPU and the
+            first batch proves that right; "on" raises ConfigError where the model does not; "off" never. The objective
+            must then compute from the model and the batch's tensors alone.
         coverage: raise CoverageError when a parameter in scope is not used by a forward pass.
         halve_eps: a step that is left out (`leave_out`) halves eps for the steps to come.
         blocks: "cycle", "random:SHARE" or "atoms": a step perturbs and updates these parts alone (`zotune.schedule`).
@@ -91,6 +94,7 @@ class ZerothOrder(torch.optim.Optimizer):
         seed: int = 0,
         lanes: Mode = "auto",
         max_lanes: int = 2,
+        graphs: Mode = "off",
         coverage: bool = True,
         blocks: str | None = None,
         fold_every: int = 1,
@@ -123,7 +127,12 @@ class ZerothOrder(torch.optim.Optimizer):
         self.parallel = parallel
         lanes = lanes if parallel is None else parallel.lanes(lanes)
         in_step = parallel is not None and parallel.in_step
-        self.evaluator: Scorer = Evaluator(self.perturber, lanes, max_lanes, coverage, in_step)
+        evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage, in_step)
+        if graphs != "off":
+            from zotune.graphs.recorder import recorder_for
+
+            evaluator.recorder = recorder_for(evaluator, graphs, estimator, seed, offload is not None)
+        self.evaluator: Scorer = evaluator
         for target in self.perturber.targets():
             store_for(target.data.dtype)
         targets = self.perturber.targets()

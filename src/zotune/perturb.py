@@ -66,6 +66,8 @@ class Perturber:
                     "for it there. Remedy: a device_map whose devices hold all that is trained."
                 )
         self.sharding = Sharding(model, self._sites)
+        # Whether a number that the host reads in a forward would stop the device.
+        self.quiet = any(target.data.device.type != "cpu" for target in self.targets())
 
     def targets(self) -> list[Target]:
         """The parameters in scope as they are now, in the order of the names given."""
@@ -134,6 +136,8 @@ class Perturber:
         every: bool = False,
         direction: Direction | None = None,
         copies: int = 0,
+        quiet: bool = False,
+        plan: Sequence[bool] = (),
     ) -> Iterator[Lanes]:
         """Within the context the model is at `points` (one lane each, `rows` examples per lane), in eval mode.
 
@@ -141,9 +145,10 @@ class Perturber:
 
         With one point any call works, `generate` included. Yields the Lanes, whose `touched` lists what was used.
         Parameters that no point moves are left as they are, unless `every` is set. `direction`: another than the own.
+        `quiet`, `plan`: as `Lanes`.
         """
         direction = direction or self.direction
-        lanes = Lanes(direction, points, rows, RULES, tokens=self._tokens, copies=copies)
+        lanes = Lanes(direction, points, rows, RULES, tokens=self._tokens, copies=copies, quiet=quiet, plan=plan)
         moved = self.moved(points, direction)
 
         def gathered(name: str, data: Tensor) -> Perturbed:

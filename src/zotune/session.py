@@ -172,6 +172,7 @@ class Session:
             "weight_decay": c.weight_decay,
             "blocks": c.blocks,
             "lanes": c.lanes,
+            "graphs": c.graphs,
             "halve_eps": c.on_nonfinite == "halve-eps",
             "seed": c.seed,
         }

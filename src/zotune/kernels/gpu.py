@@ -112,9 +112,18 @@ def _round_float16(value, bits):
     return tl.where(value == value, rounded, value).to(tl.float16)
 
 
+@triton.jit
+def _key(held, key0, key1):
+    """The key's words: where they are held, or those given."""
+    if held is not None:
+        key0, key1 = tl.load(held).to(tl.int32), tl.load(held + 1).to(tl.int32)
+    return key0, key1
+
+
 @triton.jit(do_not_specialize=_WORDS)
-def _noise_kernel(out, table, TILE: tl.constexpr, first0, first1, name0, name1, key0, key1):
+def _noise_kernel(out, table, TILE: tl.constexpr, held, first0, first1, name0, name1, key0, key1):
     tile = tl.program_id(0)
+    key0, key1 = _key(held, key0, key1)
     z = _z(table, tile, TILE, first0, first1, name0, name1, key0, key1)
     tl.store(out + tile.to(tl.int64) * TILE + tl.arange(0, TILE), z)
 
@@ -128,9 +137,10 @@ def _bits_kernel(out, TILE: tl.constexpr, first0, first1, name0, name1, key0, ke
 
 @triton.jit(do_not_specialize=_WORDS)
 def _add_noise_kernel(
-    w, outs, scales, reference, h, table, n, TILE: tl.constexpr, first0, first1, name0, name1, key0, key1
+    w, outs, scales, reference, h, table, n, TILE: tl.constexpr, held, first0, first1, name0, name1, key0, key1
 ):
     tile = tl.program_id(0)
+    key0, key1 = _key(held, key0, key1)
     at = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
     here = at < n
     old = tl.load(w + at, here, 0)
@@ -214,7 +224,7 @@ def noise(law: Law, key: Key, name: str, start: int, stop: int, device: torch.de
     out = torch.empty(tiles * tile, dtype=torch.float32, device=device)
     with torch.cuda.device_of(out):
         _noise_kernel[(tiles,)](
-            out, _table(law, out.device), tile, *_stream(key, name, first), num_warps=warps, **_UNFUSED
+            out, _table(law, out.device), tile, key.held, *_stream(key, name, first), num_warps=warps, **_UNFUSED
         )
     return out[skip : skip + stop - start]
 
@@ -249,7 +259,7 @@ def add_noise(
     with torch.cuda.device_of(w):
         _add_noise_kernel[(triton.cdiv(w.numel(), tile),)](
             w, outs, tuple(float(scale) for scale in scales), reference, h, _table(law, w.device), w.numel(), tile,
-            *_stream(key, name, first), num_warps=warps, **_UNFUSED,
+            key.held, *_stream(key, name, first), num_warps=warps, **_UNFUSED,
         )  # fmt: skip
     return list(outs)
 
