@@ -1,7 +1,7 @@
 """One optimizer step beside two plain no_grad forwards of the same tokens, and beside the textbook MeZO step.
 
     python bench/step.py [--json] [--quick] [--repeats 7] [--models smollm2-135m,opt-125m-shaped] [--threads 2]
-                         [--device cuda] [--dtype bfloat16]
+                         [--device cuda --dtype bfloat16 --models opt-13b-shaped]
 
 (a) `two_forwards`: what any two-sided step must at least do, on the batch that the step gets (head at one position).
 (b) `textbook`: the published scheme written plainly: three in-place passes of torch.normal over the weights to perturb
@@ -30,17 +30,17 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import MODELS, as_published, machine, objective, paired, seconds, tokens, write
+from common import as_published, machine, model_on, objective, paired, seconds, tokens, write
 from torch import nn
 
 import zotune
 
 WINDOW = 50
 METHODS: dict[str, Callable[[nn.Module], zotune.ZerothOrder]] = {
-    "lozo": lambda model: zotune.LoZO(model, lr=1e-9, interval=WINDOW, fold_every=WINDOW),
-    "mezo rademacher": lambda model: zotune.MeZO(model, lr=1e-9, law="rademacher"),
-    "mezo gaussian": lambda model: zotune.MeZO(model, lr=1e-9),
-    "sparse_mezo": lambda model: zotune.SparseMeZO(model, lr=1e-9, law="rademacher"),
+    "lozo": lambda model: zotune.LoZO(model, lr=1e-9, interval=WINDOW, fold_every=WINDOW, graphs="auto"),
+    "mezo rademacher": lambda model: zotune.MeZO(model, lr=1e-9, law="rademacher", graphs="auto"),
+    "mezo gaussian": lambda model: zotune.MeZO(model, lr=1e-9, graphs="auto"),
+    "sparse_mezo": lambda model: zotune.SparseMeZO(model, lr=1e-9, law="rademacher", graphs="auto"),
 }
 # step / (a) at most, (b) / step at least, memory / inference at most
 TARGETS = {
@@ -80,7 +80,7 @@ def textbook(model: nn.Module, batch: dict[str, torch.Tensor], eps: float = 1e-3
 
 def load(name: str, device: str, dtype: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """A model and its batch."""
-    model = MODELS[name]().to(device=device, dtype=getattr(torch, dtype))
+    model = model_on(name, device, dtype)
     return model, {key: value.to(device) for key, value in tokens().items()}
 
 

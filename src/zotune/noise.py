@@ -186,22 +186,22 @@ def noise_many(
 ) -> list[Tensor]:
     """The whole noise of several parameters, given as (name, element count), in one draw: (count,) in `dtype` each."""
     values = expand(law, _words_many(key, tuple(sizes), per_block(law), torch.device(device))).to(dtype)
-    return _parts(values, sizes)
+    return parts(values, sizes)
 
 
 def bits16_many(key: Key, sizes: Sequence[tuple[str, int]], device: torch.device | str = "cpu") -> list[Tensor]:
     """As `bits16`, of whole parameters given as (name, element count), in one draw: (count,) int32 each."""
-    return _parts(half_words(_words_many(key, tuple(sizes), 8, torch.device(device))), sizes)
+    return parts(half_words(_words_many(key, tuple(sizes), 8, torch.device(device))), sizes)
 
 
 def _words_many(key: Key, sizes: tuple[tuple[str, int], ...], size: int, device: torch.device) -> Tensor:
     """The words (n, 4) of all blocks of `size` elements, parameter after parameter."""
-    blocks, names = _layout(sizes, size, device)
+    blocks, names = layout(sizes, size, device)
     return torch.stack(raw_words(blocks, names[:, 0], names[:, 1], *key.scalars()), dim=-1)
 
 
 @lru_cache(maxsize=32)
-def _layout(sizes: tuple[tuple[str, int], ...], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def layout(sizes: tuple[tuple[str, int], ...], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The blocks' numbers (n,) and the words (n, 2) of their names: the same in every step, so they are kept."""
     counts = [-(-count // size) for _, count in sizes]
     blocks = torch.cat([torch.arange(0), *(torch.arange(count) for count in counts)])
@@ -211,10 +211,11 @@ def _layout(sizes: tuple[tuple[str, int], ...], size: int, device: torch.device)
     return blocks.to(device), names.to(device)
 
 
-def _parts(values: Tensor, sizes: Sequence[tuple[str, int]]) -> list[Tensor]:
+def parts(values: Tensor, sizes: Sequence[tuple[str, int]]) -> list[Tensor]:
     """From (blocks, elements of a block) the elements of each parameter."""
-    parts = torch.split(values, [-(-count // values.shape[1]) for _, count in sizes])
-    return [part.flatten()[:count] for part, (_, count) in zip(parts, sizes, strict=True)]
+    size = values.shape[1]
+    parts = torch.split(values.flatten(), [-(-count // size) * size for _, count in sizes])
+    return [part if len(part) == count else part[:count] for part, (_, count) in zip(parts, sizes, strict=True)]
 
 
 def bits16(key: Key, name: str, start: int, stop: int, device: torch.device | str = "cpu") -> Tensor:

@@ -71,9 +71,10 @@ class Perturber:
 
     def targets(self) -> list[Target]:
         """The parameters in scope as they are now, in the order of the names given."""
-        return [self._target(name) for name in self._sites]
+        return [self.target(name) for name in self._sites]
 
-    def _target(self, name: str) -> Target:
+    def target(self, name: str) -> Target:
+        """A parameter in scope as it is now."""
         data = self._away.get(name)
         data = self._parameter(name).detach() if data is None else data
         return Target(name, data, self.fast, self.pending.get(name))
@@ -113,7 +114,7 @@ class Perturber:
         def show(name: str, inputs: Tensor) -> None:
             if name not in shown:
                 shown.add(name)
-                self.direction.see(self._target(name), key, inputs.detach().reshape(-1, inputs.shape[-1]))
+                self.direction.see(self.target(name), key, inputs.detach().reshape(-1, inputs.shape[-1]))
 
         def hook_of(name: str) -> Callable[..., None]:
             return lambda _module, args, kwargs: show(name, args[0] if args else kwargs["input"])
@@ -164,7 +165,7 @@ class Perturber:
             for name in chosen:
                 if name in self.sharding:
                     continue
-                stand_in: Any = Perturbed(self._target(name), lanes)
+                stand_in: Any = Perturbed(self.target(name), lanes)
                 for module, key in self._sites[name]:
                     saved.append((module, key, module._parameters[key]))
                     module._parameters[key] = stand_in

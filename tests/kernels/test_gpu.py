@@ -122,6 +122,18 @@ def test_noise_equals_plain_noise(law: Law, start: int, count: int) -> None:
 
 @laws
 @dtypes
+@pytest.mark.parametrize("sizes", [[("a", 1)], [("a", 5), ("bb", 128), ("c", 0), ("a", 3000)], [("x", 9000)]])
+def test_many_draws_at_once_equal_plain_ones(law: Law, dtype: torch.dtype, sizes: list[tuple[str, int]]) -> None:
+    """One launch for parameters of all sizes, an empty one included, in the dtype asked for; their dither too."""
+    fast = gpu.noise_many(law, KEY, sizes, DEVICE, dtype)
+    plain = stream.noise_many(law, KEY, sizes, dtype=dtype)
+    assert all(same(a, b) for a, b in zip(fast, plain, strict=True))
+    bits = gpu.bits16_many(DITHER, sizes, DEVICE)
+    assert all(same(a, b) for a, b in zip(bits, stream.bits16_many(DITHER, sizes), strict=True))
+
+
+@laws
+@dtypes
 def test_words_that_are_held_are_read_when_a_kernel_runs(law: Law, dtype: torch.dtype) -> None:
     """Noise and sums of the key whose words lie in the place, whatever key was asked for: all 32 bits of both words."""
     place, w = torch.zeros(2, dtype=torch.int64, device=DEVICE), weights(5003, dtype)

@@ -225,9 +225,9 @@ class Recorder:
         waiting = tuple((name, f.u.shape, f.basis is None) for name, f in pending.items())
         shared = None
         if pending:
-            target = next(target for target in self._perturber.targets() if target.name in pending)
-            own = self._perturber.direction.factors(target, first)
-            shared = own is not None and own.basis == pending[target.name].basis
+            name = next(iter(pending))
+            own = self._perturber.direction.factors(self._perturber.target(name), first)
+            shared = own is not None and own.basis == pending[name].basis
         below = tuple((tensor.shape, tensor.dtype) for tensor in _below(within))
         return id(objective), tuple(shapes), where, waiting, shared, below
 
