@@ -121,8 +121,9 @@ def model_on(name: str, device: str, dtype: str) -> nn.Module:
                 parameter.fill_(0.0 if parameter_name.endswith("bias") else 1.0)
         for module in model.modules():
             if hasattr(module, "inv_freq"):  # rotary frequencies are made with the module, and were not kept
-                made = type(module)(model.config, device)
-                module.inv_freq.copy_(made.inv_freq)
+                made: Any = type(module)(model.config)
+                for name, buffer in made.named_buffers():
+                    getattr(module, name).copy_(buffer)
     return model  # type: ignore[no-any-return]
 
 
