@@ -188,6 +188,24 @@ def test_what_is_not_planned_is_said(config: Callable[..., TrainConfig], options
     assert [line for line in heard if said in line]
 
 
+def test_each_of_several_processes_is_planned(config: Callable[..., TrainConfig]) -> None:
+    """Of shared micro-batches it has its share of the forwards and all weights; of a sharded model a part of both."""
+    options: dict[str, Any] = {"eval": None, "batch_size": 8, "micro_batch_size": 2}
+    alone = plan(config(**options), Quiet())
+    data, both, shard = (
+        plan(config(**options, parallel=mode), Quiet(), processes=2) for mode in ("data", "data+shard", "shard")
+    )
+    update = MACHINE.update * alone["trained"]
+    forwards = alone["seconds_per_step"] - update
+    assert data["seconds_per_step"] == pytest.approx(forwards / 2 + update)
+    assert both["seconds_per_step"] == pytest.approx((forwards + update) / 2)
+    assert shard["seconds_per_step"] == pytest.approx(forwards + update / 2)
+    assert data["memory"]["weights"] == alone["memory"]["weights"] != both["memory"]["weights"]
+    assert both["memory"]["weights"] == shard["memory"]["weights"]
+    with pytest.raises(ConfigError, match="5 processes share the work of a step, which has 4 parts"):
+        plan(config(**options), Quiet(), processes=5)
+
+
 def test_a_run_that_cannot_be_served_is_not_planned(config: Callable[..., TrainConfig]) -> None:
     """The plan refuses what the run would refuse."""
     with pytest.raises(ConfigError, match="a server perturbs by adapters"):

@@ -7,5 +7,6 @@ agreement.py   do the processes run the same thing, and do they still have the s
 follower.py    what stands for the run folder where nothing is written
 launch.py      the group that torchrun starts, and what a restart means
 sharded.py     models whose weights are shared out (FSDP2)
+work.py        how much of a step and of a model one process has, for plans
 pool.py        workers that come and go; worker.py is what they do, ray_crew.py finds them with Ray
 """

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune.errors import ConfigError, UserError
+from zotune.mapped import give_back_freed
 
 Site = tuple[nn.Module, str]  # where a parameter hangs
 
@@ -43,14 +44,16 @@ def shard(model: nn.Module, device: torch.device, process_group: Any) -> nn.Modu
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
 
+    if device.type == "cpu":
+        give_back_freed()
     mesh = DeviceMesh.from_group(process_group, device.type)
-    for block in _blocks(model):
+    for block in blocks_of(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
     """The modules in the outermost lists, but for those that share a parameter with others."""
     uses = Counter(id(p) for part in module.modules() for p in part._parameters.values() if p is not None)
 
