@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from zotune.advice import Advisor, check_lr
 from zotune.config import TrainConfig
+from zotune.methods import METHODS
+from zotune.presets import Preset, preset
 from zotune.records import StepRecord
 from zotune.train import train
 from zotune.watch import Console
@@ -16,30 +19,42 @@ from zotune.watch import Console
 
 @pytest.mark.parametrize(
     ("lr", "trained", "warns"),
-    [(2e-5, 135_000_000, True), (1e-6, 135_000_000, False), (4e-3, 7_488, False), (5e-5, 900_000, False)],
-)
+    [
+        (2e-5, 13_000_000_000, True), (2e-5, 7_000_000_000, True), (1e-6, 13_000_000_000, False),
+        (1e-3, 135_000_000, True), (1e-4, 135_000_000, False), (2e-5, 135_000_000, False), (4e-3, 7_488, False),
+        (5e-5, 900_000, False),
+    ],
+)  # fmt: skip
 def test_backprop_lr(lr: float, trained: int, warns: bool) -> None:
-    """An Adam-like lr on many weights is called out; larger ones are right for small scopes."""
-    said = check_lr(lr, trained, "mezo")
+    """A rate above what so many weights are known to bear is called out; the fewer they are the more they bear."""
+    said = check_lr(lr, trained, "mezo", "full")
     assert (said is not None) == warns
     if said:
-        assert "lr 2e-05 is a typical value for Adam" in said and "1e-7 to 1e-6" in said and "Remedy" in said
+        assert f"lr {lr:g} may suit Adam" in said and "Remedy: `zotune tune`" in said
+        assert "the preset for full is 1e-06" in said
+
+
+def test_papers_own_rates_are_not_called_out() -> None:
+    """A method whose steps have a scale of their own is measured by that scale."""
+    for name in METHODS:
+        assert check_lr(preset(name, "full").lr, 13_000_000_000, name, "full") is None, name
+    assert check_lr(1.0, 13_000_000_000, "fzoo", "full") is not None
 
 
 def test_a_run_says_it(
     config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`train` itself warns, below its header."""
+    """`train` itself warns, below its header, but not of what `zotune tune` measured."""
     monkeypatch.setattr("zotune.advice._LARGE", 1000)
-    train(config(lr=2e-5, steps=1, eval=None), Console())
-    assert "lr 2e-05 is a typical value for Adam" in capsys.readouterr().err
-    train(config(lr=1e-7, steps=1, eval=None, output_dir=config().output_dir / "other"), Console())
-    assert "Adam" not in capsys.readouterr().err
+    settings = config(lr=1e3, steps=1, eval=None)
+    for tuned, warns in ((None, True), (1e3, False), (1e2, True)):
+        train(replace(settings, tuned_lr=tuned, output_dir=settings.output_dir / str(tuned)), Console())
+        assert ("lr 1000 may suit Adam" in capsys.readouterr().err) == warns
 
 
 def told(losses: list[tuple[float, ...]]) -> list[str]:
     said: list[str] = []
-    advisor = Advisor(said.append)
+    advisor = Advisor(said.append, Preset("lora", 1e-4, 1e-2))
     for step, seen in enumerate(losses):
         advisor.see(StepRecord(step, (0.1,), seen), 0.1)
     return said
@@ -76,6 +91,7 @@ def test_rising_loss() -> None:
     assert told([(2.0 - step / 200, 2.0) for step in range(200)]) == []
     said = told([(1.0 + step / 100, 1.0) for step in range(300)])
     assert len(said) == 1 and "the loss has risen from" in said[0] and "lr 0.1 is likely too large" in said[0]
+    assert said[0].endswith("the preset for lora is 0.0001.")
 
 
 def test_losses_that_are_not_finite_are_left_to_the_optimizer() -> None:

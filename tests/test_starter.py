@@ -8,6 +8,7 @@ import pytest
 
 from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
 from zotune.errors import ConfigError
+from zotune.presets import with_preset
 from zotune.resolve import resolve
 from zotune.starter import starter, write_starter
 
@@ -21,6 +22,9 @@ def test_file_is_accepted_and_complete(tmp_path: Path) -> None:
         model="m", train=Path("t.jsonl"), output_dir=Path("runs/first"), label_words=["No", "Yes"], lr=1e-6
     )
     assert resolve({}, path) == expected
+    assert "\n# eps: 0.001\n" in path.read_text()
+    write_starter(path, {"scope": "lora", "method": "fzoo"}, force=True)
+    assert "\n# lr: 0.004\n" in path.read_text() and "\n# eps: 0.01\n" in path.read_text()  # its presets
     lines = path.read_text().splitlines()
     named = {line.removeprefix("# ").split(":")[0] for line in lines if not line.startswith("##")}
     assert set(OPTIONS) - set(NEVER_FROM_FILE) <= named and not named & set(NEVER_FROM_FILE)
@@ -33,7 +37,7 @@ def test_defaults_in_comments_are_the_defaults() -> None:
     from zotune.yaml12 import parse_mapping
 
     values = parse_mapping(text, "x")[0]
-    defaults = TrainConfig(model="m", train=Path("t"), output_dir=Path("runs/first")).as_dict()
+    defaults = with_preset(TrainConfig(model="m", train=Path("t"), output_dir=Path("runs/first"))).as_dict()
     assert values == {name: value for name, value in defaults.items() if name not in NEVER_FROM_FILE}
 
 

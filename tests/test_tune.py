@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
 from zotune.estimate import Point
 from zotune.noise import Key
+from zotune.presets import preset
 from zotune.resolve import read_file
 from zotune.starter import write_starter
 from zotune.train import train
-from zotune.tune import EPS, tune, write_values
-from zotune.watch import Quiet
+from zotune.tune import AROUND, tune, write_values
+from zotune.watch import Console, Quiet
 
 
 @pytest.fixture
@@ -37,8 +40,10 @@ def test_range_test(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> N
     real = module.Session
     monkeypatch.setattr(module, "Session", begin)
     found = tune(settings, Quiet(), directions=4)
-    assert [row["eps"] for row in found["eps_curve"]] == list(EPS)
-    assert found["forwards"] == 4 * (2 * len(EPS) + 1 + 13)
+    eps = [row["eps"] for row in found["eps_curve"]]
+    assert eps == pytest.approx([preset("mezo", "norms").eps * factor for factor in AROUND])
+    assert found["forwards"] == 4 * (2 * len(AROUND) + 1 + 13)
+    assert found["preset"] == asdict(preset("mezo", "norms"))
     best = max(found["eps_curve"], key=lambda row: row["signal_to_noise"])
     assert found["eps"] == pytest.approx(best["eps"], rel=0.1)
     # At the largest lr that is called stable the loss fell.
@@ -53,10 +58,8 @@ def test_range_test(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_recommended_values_learn(settings: TrainConfig) -> None:
     """Fifty steps with the values found lower the loss on the training rows."""
-    import dataclasses
-
     found = tune(settings, Quiet())
-    run = dataclasses.replace(settings, lr=found["lr"], eps=found["eps"], steps=50, eval=settings.train, batch_size=8)
+    run = replace(settings, lr=found["lr"], eps=found["eps"], steps=50, eval=settings.train, batch_size=8)
     result = train(run, Quiet())
     assert result["loss_after"] < result["loss_before"]
 
@@ -66,6 +69,8 @@ class Quadratic:
 
     units = [[0], [1], [2]]
     units_per_step = 1
+
+    method, scope = "mezo", "full"
 
     def __init__(self, slope: float, curvature: float) -> None:
         self.slope, self.curvature = slope, curvature
@@ -97,6 +102,20 @@ def test_largest_stable_lr_of_a_quadratic(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(module, "Session", lambda _, c=curvature: Quadratic(2.0, c))
         found = tune(None, Quiet())  # type: ignore[arg-type]
         assert 2 / curvature / 10 ** (1 / 3) * 0.95 <= found["largest_stable_lr"] <= 2 / curvature
+
+
+def test_the_rate_is_on_the_methods_own_scale(settings: TrainConfig) -> None:
+    """What is measured is a plain step; a method with steps of another size gets its multiple of that rate."""
+    plain, own = (tune(replace(settings, method=name), Quiet(), 3) for name in ("mezo", "meazo"))
+    assert plain["largest_stable_lr"] == own["largest_stable_lr"] and (plain["times"], own["times"]) == (1, 10)
+    assert own["lr"] == pytest.approx(10 * own["largest_stable_lr"] / 8, rel=0.3)
+
+
+def test_it_counts_its_forwards(settings: TrainConfig) -> None:
+    """The watcher hears how far it is, up to all of them."""
+    stream = io.StringIO()
+    found = tune(settings, Console(stream), 2)
+    assert f"forward {found['forwards']}/{found['forwards']}" in stream.getvalue()
 
 
 def test_small_eps_is_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

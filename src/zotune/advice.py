@@ -8,10 +8,10 @@ from collections.abc import Callable
 from statistics import fmean, pvariance
 from typing import final
 
+from zotune.presets import Preset, most, preset
 from zotune.records import StepRecord
 
-_LARGE = 10**7  # trained weights, from which on an Adam-like lr is surely one
-_ADAM_LR = 1e-5
+_LARGE = 10**7  # trained weights; of fewer it is not known which rates are too large
 _FLAT_STEPS = 10
 _FLAT_SHARE = 0.8  # of a window's steps, from which on an objective is called mostly flat
 _WINDOW = 50  # steps of a mean loss
@@ -23,22 +23,24 @@ _SMOOTHER = (
 )
 
 
-def check_lr(lr: float, trained: int, method: str) -> str | None:
-    """A sentence for a learning rate that would suit backpropagation, where so many weights are trained."""
-    if lr < _ADAM_LR or trained < _LARGE:
+def check_lr(lr: float, trained: int, method: str, scope: str) -> str | None:
+    """A sentence for a learning rate above all with which the method is known to learn, on so many trained weights."""
+    if trained < _LARGE or lr <= most(method, trained):
         return None
+    found = preset(method, scope)
     return (
-        f"Warning: lr {lr:g} is a typical value for Adam. With forward passes only, {method} on {trained:,} weights "
-        "usually needs 1e-7 to 1e-6. Remedy: a smaller --lr, or `zotune tune`, which measures it."
+        f"Warning: lr {lr:g} may suit Adam. With forward passes only, the more weights are trained the smaller it must "
+        f"be: of {method} on {trained:,} no rate above {most(method, trained):.0e} is known to learn. Remedy: `zotune "
+        f"tune`, which measures it, or a smaller --lr; the preset for {found.mode} is {found.lr:g}."
     )
 
 
 @final
 class Advisor:
-    """Watches the losses of a run. Each thing is said once."""
+    """Watches the losses of a run. Each thing is said once. `known`: the preset for what the run trains."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, say: Callable[[str], None], known: Preset) -> None:
+        self._say, self._known = say, known
         self._flat = 0
         self._slopes: deque[bool] = deque(maxlen=_WINDOW)  # whether the latest steps had one
         self._first: list[float] = []
@@ -75,7 +77,8 @@ class Advisor:
             self._once(
                 "rise",
                 f"Warning: the loss has risen from {fmean(self._first):.4f} to {fmean(self._latest):.4f} (means of "
-                f"{_WINDOW} steps): lr {lr:g} is likely too large. Remedy: a tenth of it, or `zotune tune`.",
+                f"{_WINDOW} steps): lr {lr:g} is likely too large. Remedy: a tenth of it, or `zotune tune`; the preset "
+                f"for {self._known.mode} is {self._known.lr:g}.",
             )
 
     def _risen(self) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 from zotune.advice import check_lr
 from zotune.forecast import foreseen, said
+from zotune.presets import measured
+from zotune.presets import said as rates
 from zotune.records import StepRecord, encode
 from zotune.session import Session
 from zotune.watch import Quiet, Watch, size
@@ -56,14 +58,14 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
     config, optimizer, reuse, group = session.config, session.optimizer, session.reuse, session.group
     count = sum(target.data.numel() for target in optimizer.perturber.targets())
     total = sum(parameter.numel() for parameter in session.model.parameters())
-    lanes = optimizer.evaluator
+    lanes, lr = optimizer.evaluator, optimizer.defaults["lr"]
     batch = "batch of prompts" if session.objective.goes_on else "batch"
     terms = foreseen(session)
     together = "one batch for both sides" if lanes.mode == "lanes" else f"one at a time ({lanes.reason})"
     watch.header(
         {
             "model": f"{config.model} ({total:,} parameters, {config.dtype}, {session.device})",
-            "method": f"{config.method}, lr {optimizer.defaults['lr']:g}, eps {optimizer.arguments.get('eps', 0):g}",
+            "method": f"{config.method}, {rates(config, lr, optimizer.arguments.get('eps', 0))}",
             "trained": f"{count:,} parameters (scope {session.scope})",
             "data": f"{len(session.examples):,} examples in {len(session.units):,} fixed batches",
             "rows": session.data,
@@ -84,7 +86,7 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
     if config.parallel is not None and group is None:
         does = "workers of a pool share the work" if session.pool is not None else "this process does all the work"
         watch.say(f"parallel {config.parallel} is not used: {does}. torchrun starts processes that share it.")
-    warning = check_lr(optimizer.defaults["lr"], count, config.method)
+    warning = None if measured(config, lr) else check_lr(lr, count, config.method, config.scope)
     if warning:
         watch.say(warning)
     return {"foreseen_memory_bytes": terms["peak"]} if terms else {}

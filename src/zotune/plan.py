@@ -21,6 +21,7 @@ from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
 from zotune.machine import free_disk_bytes, free_memory_bytes
 from zotune.optimizer import ZerothOrder
+from zotune.presets import said
 from zotune.records import encode, encode_header
 from zotune.refusals import check_offload
 from zotune.run import RunPaths
@@ -35,9 +36,9 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None, processes: 
     """Predict a run of `config`, or what each of several processes of it takes. Reads the model's config and tokenizer,
     and the rows; no weight.
 
-    Returns memory (bytes by term, peak, free, fits), forwards_per_step, seconds_per_step, seconds, disk (bytes by term)
-    and, with the folder of a finished `run`, what that run measured. Raises what `zotune train` would raise for the
-    same options.
+    Returns method (with lr and eps, in words), memory (bytes by term, peak, free, fits), forwards_per_step,
+    seconds_per_step, seconds, disk (bytes by term) and, with the folder of a finished `run`, what that run measured.
+    Raises what `zotune train` would raise for the same options.
     """
     device = device_of(config)
     session = Session(config, model=meta_model(config))
@@ -67,6 +68,7 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None, processes: 
     seconds = config.steps * step + below + evaluations * evaluation + (first if evaluations else 0.0)
     return {
         "model": config.model,
+        "method": f"{config.method}, {said(config, optimizer.defaults['lr'], optimizer.arguments.get('eps', 0))}",
         "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
         "trained": sum(target.data.numel() for target in optimizer.perturber.targets()),
         "processes": processes,

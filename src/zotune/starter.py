@@ -11,6 +11,7 @@ from typing import Any
 from zotune.config import NEVER_FROM_FILE, TrainConfig
 from zotune.errors import ConfigError
 from zotune.option import hints
+from zotune.presets import with_preset
 from zotune.resolve import resolve
 from zotune.yaml12 import dump
 
@@ -27,7 +28,7 @@ def starter(values: Mapping[str, Any], name: str) -> str:
     Raises ConfigError for values that no run could have.
     """
     places = {key: place for key, place in _PLACES.items() if key != "train" or "task" not in values}
-    checked = resolve({**places, **values}).as_dict()
+    checked = with_preset(resolve({**places, **values})).as_dict()
     parts = [_HEAD.format(name=name)]
     for item in dataclasses.fields(TrainConfig):
         if item.name in NEVER_FROM_FILE:

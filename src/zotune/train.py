@@ -28,6 +28,7 @@ from zotune.metrics import before_and_after, evaluate_now, is_due, live, log_ste
 from zotune.nonfinite import Skips
 from zotune.objective.from_config import functions_of_run, given_functions
 from zotune.objective.functions import Functions
+from zotune.presets import preset, with_preset
 from zotune.rebuild import current_sha256, steps_of
 from zotune.resolve import check_files, config_of, resolve
 from zotune.run import RunFolder, RunPaths
@@ -54,9 +55,10 @@ def train(
     pool: Pool | None = None,
     server: Server | None = None,
 ) -> dict[str, Any]:
-    """Run a new training run in `config.output_dir`. Returns steps, weights_sha256, journal_bytes, seconds,
-    forwards (of the whole run's steps) and, with held-out rows, accuracy_before and accuracy_after (None where
-    something else is measured), loss_before, loss_after, and so on for f1, exact_match, macro_f1, reward or metric.
+    """Run a new training run in `config.output_dir`, with the preset where it has no lr or eps. Returns steps,
+    weights_sha256, journal_bytes, seconds, forwards (of the whole run's steps) and, with held-out rows, accuracy_before
+    and accuracy_after (None where something else is measured), loss_before, loss_after, and so on for f1, exact_match,
+    macro_f1, reward or metric.
 
     `rewards` or `metric` are functions in place of those that a config can name; code that it names is imported.
     `group`: the processes that share the work; all of them call this, and process 0 alone writes. `pool`: workers that
@@ -68,7 +70,7 @@ def train(
         config = replace(config, reward=[each.name for each in passed.reward])
     if passed.metric is not None:
         config = replace(config, metric=passed.metric.name)
-    return _begin(config, watch, passed if passed.all() else None, group, pool, server)
+    return _begin(with_preset(config), watch, passed if passed.all() else None, group, pool, server)
 
 
 def _begin(
@@ -252,7 +254,7 @@ def _loop(session: Session, folder: Folder, journal: Log | Recorder, watch: Watc
 
     optimizer.record = record
     skips = Skips(config.on_nonfinite, steps_of(list(journal.records)))
-    advisor = Advisor(watch.say)
+    advisor = Advisor(watch.say, preset(config.method, config.scope))
     spent = 0.0  # seconds of training: evaluations and snapshots are not counted
     _mark(session, folder, journal, hashed)
     with _stopping_together(session):

@@ -10,6 +10,7 @@ the loss over the directions, on the rows that the slope was measured on, is neg
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -23,10 +24,12 @@ from zotune.data.batching import units_of_step
 from zotune.durable import write_file
 from zotune.errors import ConfigError, UserError
 from zotune.estimate import Point
+from zotune.presets import preset, ratio
 from zotune.session import Session
 from zotune.watch import Watch
 
-EPS: tuple[float, ...] = tuple(10.0 ** (power / 2) for power in range(-10, -1))  # 1e-5 to 1e-1, half a decade apart
+# Of the preset's eps: a hundredth to a hundred times it, half a decade apart.
+AROUND: tuple[float, ...] = tuple(10.0 ** (power / 2) for power in range(-4, 5))
 _SPAN: tuple[float, ...] = tuple(
     10.0 ** (power / 3) for power in range(-6, 7)
 )  # of lr, around what the curvature suggests
@@ -37,23 +40,28 @@ _LEAST_SIGNAL = 2.0  # below it no eps gives a slope that can be trusted
 
 
 def tune(config: TrainConfig, watch: Watch, directions: int = 8) -> dict[str, Any]:
-    """Measure on the run's own model, rows and scope. Returns eps, lr, largest_stable_lr, forwards, and the curves
-    `eps_curve` (eps, slope, signal_to_noise) and `lr_curve` (lr, change: of the mean loss, in nats).
+    """Measure on the run's own model, rows and scope, around the preset. Returns eps, lr, largest_stable_lr, times,
+    forwards, preset, and the curves `eps_curve` (eps, slope, signal_to_noise) and `lr_curve` (lr, change: of the mean
+    loss, in nats).
+
+    lr is an eighth of the largest stable one, which is that of a plain step, times what the method takes for MeZO's 1.
 
     Raises UserError when no eps gives a trustworthy slope, or no lr that was tried lowers the loss.
     """
     if directions < 2:
         raise ConfigError(f"directions is {directions}. Remedy: give at least 2; 8 is the default.")
-    range_test = _RangeTest(Session(config).begin(), directions)
-    watch.say(f"Slopes along {directions} directions at {len(EPS)} eps.")
+    session = Session(config).begin()
+    known, times = preset(session.config.method, session.config.scope), ratio(session.config.method)
+    range_test = _RangeTest(session, directions, [known.eps * factor for factor in AROUND], watch)
+    watch.say(f"Slopes along {directions} directions at {len(AROUND)} eps around the preset's {known.eps:g}.")
     eps_curve, slopes = range_test.over_eps()
-    best = max(range(len(EPS)), key=lambda i: eps_curve[i]["signal_to_noise"])
+    best = max(range(len(AROUND)), key=lambda i: eps_curve[i]["signal_to_noise"])
     if eps_curve[best]["signal_to_noise"] < _LEAST_SIGNAL:
         raise UserError(
             "no eps gives a slope that can be trusted: the loss hardly depends on the weights in scope, or is flat. "
             "Remedy: a larger scope or batch, float32 weights, or a look at the template and the label words."
         )
-    watch.say(f"Steps of {len(_SPAN)} learning rates along the same directions, at eps {EPS[best]:.1e}.")
+    watch.say(f"Steps of {len(_SPAN)} learning rates along the same directions, at eps {range_test.eps[best]:.1e}.")
     lr_curve = range_test.over_lr(best, slopes[best])
     largest = _largest_stable(lr_curve)
     if largest is None:
@@ -61,9 +69,11 @@ def tune(config: TrainConfig, watch: Watch, directions: int = 8) -> dict[str, An
             "no learning rate that was tried lowers the loss. Remedy: a larger --batch-size, or more --directions."
         )
     return {
-        "eps": _round(EPS[best]),
-        "lr": _round(largest * _SAFE),
+        "eps": _round(range_test.eps[best]),
+        "lr": _round(largest * _SAFE * times),
         "largest_stable_lr": _round(largest),
+        "times": times,
+        "preset": dataclasses.asdict(known),
         "forwards": range_test.forwards,
         "eps_curve": eps_curve,
         "lr_curve": lr_curve,
@@ -74,18 +84,18 @@ def tune(config: TrainConfig, watch: Watch, directions: int = 8) -> dict[str, An
 class _RangeTest:
     """The evaluations, each direction with a batch of its own."""
 
-    def __init__(self, session: Session, directions: int) -> None:
-        self.session, self.optimizer = session, session.optimizer
+    def __init__(self, session: Session, directions: int, eps: Sequence[float], watch: Watch) -> None:
+        self.session, self.optimizer, self.eps, self.watch = session, session.optimizer, eps, watch
         seed, size = session.config.seed, session.units_per_step
         self.keys = [self.optimizer.estimator.points(seed, step)[0].key for step in range(directions)]
         self.units = [units_of_step(len(session.units), size, seed, step)[0] for step in range(directions)]
-        self.forwards = 0
+        self.forwards, self.total = 0, directions * (2 * len(eps) + 1 + len(_SPAN))
 
     def over_eps(self) -> tuple[list[dict[str, float]], list[list[float]]]:
         """The curve, and the slopes (eps, direction)."""
         slopes: list[list[float]] = []
         self.curvature: list[float] = []
-        for eps in EPS:
+        for eps in self.eps:
             sides = [
                 self._losses(unit, [Point(key, eps), Point(key, -eps)])
                 for key, unit in zip(self.keys, self.units, strict=True)
@@ -93,13 +103,13 @@ class _RangeTest:
             slopes.append([(plus - minus) / (2 * eps) for plus, minus in sides])
             self.curvature.append(_mean([(plus + minus) / 2 for plus, minus in sides]))
         curve = []
-        for i, eps in enumerate(EPS):
-            near = [slopes[j] for j in (i - 1, i + 1) if 0 <= j < len(EPS)]
+        for i, eps in enumerate(self.eps):
+            near = [slopes[j] for j in (i - 1, i + 1) if 0 <= j < len(self.eps)]
             noise = max(_rms([a - b for a, b in zip(slopes[i], other, strict=True)]) for other in near)
             signal = _rms(slopes[i])
             sound = math.isfinite(signal) and math.isfinite(noise) and signal > 0
-            ratio = signal / max(noise, 1e-12 * signal) if sound else 0.0
-            curve.append({"eps": eps, "slope": signal, "signal_to_noise": ratio})
+            trusted = signal / max(noise, 1e-12 * signal) if sound else 0.0
+            curve.append({"eps": eps, "slope": signal, "signal_to_noise": trusted})
         return curve, slopes
 
     def over_lr(self, best: int, slopes: Sequence[float]) -> list[dict[str, float]]:
@@ -117,12 +127,12 @@ class _RangeTest:
     def _middle(self, best: int, slopes: Sequence[float]) -> float:
         """Where to look: 1 / z'Hz from the second difference of the loss; without curvature, a step as long as eps."""
         size = _rms(slopes)
-        wide = min(best + 1, len(EPS) - 1)
+        wide = min(best + 1, len(self.eps) - 1)
         rise = self.curvature[wide] - self.curvature[max(best - 2, 0)]
-        curvature = 2 * rise / EPS[wide] ** 2
+        curvature = 2 * rise / self.eps[wide] ** 2
         # One step moves theta by lr |g| along z: never less than a tenth of eps, never more than a hundred times.
-        low, high = 0.1 * EPS[best] / size, 100 * EPS[best] / size
-        return min(max(1 / curvature, low), high) if curvature > 0 else 3 * EPS[best] / size
+        low, high = 0.1 * self.eps[best] / size, 100 * self.eps[best] / size
+        return min(max(1 / curvature, low), high) if curvature > 0 else 3 * self.eps[best] / size
 
     def _losses(self, unit: int, points: Sequence[Point]) -> list[float]:
         """The mean loss of a batch at each point."""
@@ -132,6 +142,7 @@ class _RangeTest:
         with torch.no_grad():
             found = self.optimizer.evaluator.losses(session.objective, batch, points, within)
         self.forwards += len(points)
+        self.watch.count(self.forwards, self.total, "forward")
         return [float(row.mean()) for row in found]
 
 

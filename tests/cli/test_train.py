@@ -18,7 +18,7 @@ GIVEN = {
     "model": "org/name", "train": "a.jsonl", "eval": "b.jsonl", "output_dir": "out", "text_column": "x",
     "data_format": "label",
     "label_column": "y", "template": "{{ x }} It was", "label_words": "terrible,great", "labels": "0,1",
-    "method": "lozo", "lr": "1e-6", "eps": "1e-3", "queries": "2", "weight_decay": "0.1",
+    "method": "lozo", "lr": "1e-6", "eps": "1e-3", "tuned_lr": "1e-6", "queries": "2", "weight_decay": "0.1",
     "scope": "sensitive&last:2", "lora_rank": "4", "lora_alpha": "8", "lora_targets": "q,v", "steps": "200",
     "prefix_tokens": "3",
     "batch_size": "16", "micro_batch_size": "8", "seed": "7", "dtype": "bfloat16", "device": "cpu",
@@ -78,7 +78,8 @@ def test_every_option_of_a_task_has_its_flag(cli: Any, fakes: Any) -> None:
     assert outcome.code == 0, outcome.stderr
     (config, _), _ = next(call[1:] for call in fakes.calls if call[0] == "train")
     values: dict[str, Any] = TASK
-    assert config == TrainConfig(model="m", output_dir=Path("out"), calibrated=True, **values).absolute()
+    preset = {"lr": 1e-6, "eps": 1e-3}
+    assert config == TrainConfig(model="m", output_dir=Path("out"), calibrated=True, **preset, **values).absolute()
     assert (config.train, config.shots, config.calibrated) == (None, 16, True) and config.data_dir.is_absolute()
 
 

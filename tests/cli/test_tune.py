@@ -11,7 +11,8 @@ import pytest
 from zotune.resolve import read_file
 
 FOUND = {
-    "eps": 1e-3, "lr": 2e-7, "largest_stable_lr": 8e-7, "forwards": 128,
+    "eps": 1e-3, "lr": 2e-7, "largest_stable_lr": 8e-7, "forwards": 128, "times": 2.0,
+    "preset": {"mode": "full", "lr": 1e-6, "eps": 1e-3},
     "eps_curve": [{"eps": 1e-3, "slope": 1.0, "signal_to_noise": 9.0}],
     "lr_curve": [{"lr": 1e-7, "change": -0.1}, {"lr": 1e-6, "change": 0.4}],
 }  # fmt: skip
@@ -28,7 +29,10 @@ def test_result_is_drawn_and_written(cli: Any, fakes: Any, tmp_path: Path, monke
     assert seen[0][0].model == "m" and seen[0][2] == 3
     assert " 1.0e-07 |----" in outcome.stdout and " 1.0e-06 |++++" in outcome.stdout
     assert "lr: 2e-07" in outcome.stdout and "128 forwards" in outcome.stdout
-    assert read_file(file)[0]["lr"] == 2e-7 and read_file(file)[0]["eps"] == 1e-3
+    assert "times 2: what the method takes where MeZO takes 1" in outcome.stdout
+    assert "presets for full: lr 1e-06, eps 0.001" in outcome.stdout
+    values = read_file(file)[0]
+    assert (values["lr"], values["eps"], values["tuned_lr"]) == (2e-7, 1e-3, 2e-7)
     as_json = json.loads(cli("tune", "--model", "m", "--train", "t.jsonl", "--json").stdout)
     assert as_json == FOUND
 

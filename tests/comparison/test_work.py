@@ -78,6 +78,9 @@ class Stops:
         if step == 3:
             raise KeyboardInterrupt
 
+    def count(self, *given: Any) -> None:
+        pass
+
 
 @pytest.mark.parametrize("tune", [False, True])
 def test_an_interrupted_run_goes_on(config: Config, tmp_path: Path, tune: bool) -> None:

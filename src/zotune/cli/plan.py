@@ -43,10 +43,13 @@ def command(
     """Predict memory, time and disk of a run. No weights are loaded; the options are those of `zotune train`."""
 
     def body(session: Session) -> dict[str, Any]:
+        from zotune.presets import with_preset
         from zotune.resolve import resolve
 
         file = config if run is None else RunPaths(run).check().config
         resolved = resolve(values_of(given), file).absolute()
+        if run is None:  # a run's own config is what it began with
+            resolved = with_preset(resolved)
         from zotune.plan import plan
 
         return plan(resolved, session.watch, run, processes)
@@ -58,6 +61,7 @@ def _show(session: Session, found: dict[str, Any]) -> None:
     memory, disk, measured = found["memory"], found["disk"], found.get("measured", {})
     lines = {
         "model": f"{found['model']} ({found['parameters']:,} parameters, {found['trained']:,} trained)",
+        "method": found["method"],
         "step": f"{found['forwards_per_step']} forwards, about {found['seconds_per_step']:.2g} s"
         + (f" on {found['processes']} processes" if found["processes"] > 1 else "")
         + (f"; {found['blocks_reused']} blocks run once per batch" if found["blocks_reused"] else ""),

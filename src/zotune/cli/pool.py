@@ -31,10 +31,11 @@ def command(
 
     def body(session: Session) -> dict[str, Any]:
         from zotune.distributed.launch import pooled
+        from zotune.presets import with_preset
         from zotune.resolve import resolve
         from zotune.track import tracked
 
-        resolved = resolve(values_of(given), config).absolute()
+        resolved = with_preset(resolve(values_of(given), config)).absolute()
         session.run = resolved.output_dir
         with tracked(resolved, session.watch, True) as watch:
             return pooled(resolved, watch, workers, gpu_workers, address)

@@ -25,9 +25,10 @@ def command(
     """Fine-tune a model. Options come from --config and from flags; flags win. Several processes: under torchrun."""
 
     def body(session: Session) -> dict[str, Any]:
+        from zotune.presets import with_preset
         from zotune.resolve import resolve
 
-        resolved = resolve(values_of(given), config).absolute()
+        resolved = with_preset(resolve(values_of(given), config)).absolute()
         session.run = resolved.output_dir
         from zotune.distributed.launch import begin
         from zotune.track import tracked

@@ -16,7 +16,7 @@ from zotune.config import OPTIONS
 _BAR = 40  # characters of the longest bar
 
 
-@with_options([name for name in (*OPTIONS, *METHOD_FLAGS) if name not in ("lr", "eps")])
+@with_options([name for name in (*OPTIONS, *METHOD_FLAGS) if name not in ("lr", "eps", "tuned_lr")])
 def command(
     config: Annotated[
         Path | None,
@@ -60,7 +60,8 @@ def command(
 
             found = search(resolved, session.watch, trials, trial_steps, study)
         if write is not None:
-            write_values(write, {"lr": found["lr"], "eps": found["eps"]})
+            # The rate stands there twice, so that a run knows whether its own is still the one that was measured.
+            write_values(write, {"lr": found["lr"], "eps": found["eps"], "tuned_lr": found["lr"]})
         return found | ({} if write is None else {"written": str(write)})
 
     execute(body, as_json, _show if trials is None else _show_trials)
@@ -85,10 +86,12 @@ def _show(session: Session, found: dict[str, Any]) -> None:
     rows = found["lr_curve"]
     for line in _bars([row["lr"] for row in rows], [row["change"] for row in rows]):
         say(line)
+    known, times = found["preset"], found["times"]
+    own = "" if times == 1 else f", times {times:g}: what the method takes where MeZO takes 1"
     say(
-        f"lr: {found['lr']:g}   (an eighth of {found['largest_stable_lr']:g}, the largest that still helped)\n"
-        f"eps: {found['eps']:g}\n{found['forwards']} forwards"
-        + (f"; written to {found['written']}" if "written" in found else "")
+        f"lr: {found['lr']:g}   (an eighth of {found['largest_stable_lr']:g}, the largest that still helped{own})\n"
+        f"eps: {found['eps']:g}\npresets for {known['mode']}: lr {known['lr']:g}, eps {known['eps']:g}\n"
+        f"{found['forwards']} forwards" + (f"; written to {found['written']}" if "written" in found else "")
     )
 
 

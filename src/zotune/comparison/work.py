@@ -21,6 +21,7 @@ from zotune.comparison.rows import DEMONSTRATIONS, GRADIENTS, Row, comparable
 from zotune.config import TrainConfig
 from zotune.durable import json_line, write_file
 from zotune.errors import ConfigError, RunError, UserError
+from zotune.presets import with_preset
 from zotune.run import RunPaths
 from zotune.watch import Console, Watch
 
@@ -109,11 +110,15 @@ def _zeroth_order(row: Row, watch: Watch) -> dict[str, Any]:
     paths = RunPaths(row.config.output_dir)
     paths.refuse_links()
     begun = paths.config.exists() and paths.holds_run()
-    config = row.config
-    if row.tuned:
-        own = config_of(paths) if begun else None
-        lr, eps = (own.lr, own.eps) if own is not None else _measured(config, watch)
-        config = dataclasses.replace(config, lr=lr, eps=eps)
+    config, own = row.config, config_of(paths) if begun else None
+    if own is not None:  # what the row does not say is what its run began with
+        missing = [name for name in ("lr", "eps") if getattr(config, name) is None]
+        config = dataclasses.replace(config, **{name: getattr(own, name) for name in missing})
+    elif row.tuned:
+        lr, eps = _measured(config, watch)
+        config = dataclasses.replace(config, lr=lr, eps=eps, tuned_lr=lr)
+    else:
+        config = with_preset(config)
     if begun:
         _check_same(paths, config)
         # Its config equals the one that the user gave: what it names is the user's own.

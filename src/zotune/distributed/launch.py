@@ -76,7 +76,7 @@ def begin(config: TrainConfig, watch: Watch, group: Group | None) -> dict[str, A
     Which of them, process 0 decides. A run of this config ends in the same bytes either way.
     """
     config = config.absolute()
-    again = restarted() and _is_own(config)
+    again = restarted() and _own(config) is not None
     if group is not None:
         check_device(config)
         again = group.share(b"\1" if again else b"\2") == b"\1"
@@ -109,11 +109,11 @@ def pooled(
     if workers + gpu_workers < 1:
         raise ConfigError("a pool without workers. Remedy: --workers 2, or --gpu-workers.")
     config = config.absolute()
-    again = _is_own(config)
-    crew = RayCrew(config.to_yaml().encode(), config.trust_remote_code, workers, gpu_workers, address)
+    own = _own(config)
+    crew = RayCrew((own or config).to_yaml().encode(), config.trust_remote_code, workers, gpu_workers, address)
     try:
         pool = Pool(crew, workers + gpu_workers, watch.say)
-        if again:
+        if own is not None:
             watch.say("The folder holds this run: it goes on.")
             return resume(config.output_dir, watch, config.trust_remote_code, trust_reward=True, pool=pool)
         return train(config, watch, pool=pool)
@@ -126,10 +126,13 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def _is_own(config: TrainConfig) -> bool:
+def _own(config: TrainConfig) -> TrainConfig | None:
+    """The config of the run in the folder, where it is this one; of a run without lr or eps these are not filled in."""
+    from zotune.presets import with_preset
     from zotune.resolve import config_of
 
     paths = RunPaths(config.output_dir)
     if not (paths.config.exists() and paths.holds_run()):
-        return False
-    return config_of(paths, config.trust_remote_code, config.allow_task_code) == config
+        return None
+    own = config_of(paths, config.trust_remote_code, config.allow_task_code)
+    return own if with_preset(own) == with_preset(config) else None
