@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from zotune.watch import Console, Quiet, Watch, duration, memory_bytes, size
+from zotune.watch import Console, Quiet, Watch, duration, memory_bytes, packed, size
 
 
 class Terminal(io.StringIO):
@@ -40,14 +40,24 @@ def run(console: Console, clock: Clock, steps: int, seconds: float) -> None:
 
 
 def screen(text: str) -> list[str]:
-    """What a terminal shows of `text`: a carriage return writes over the line."""
-    lines = []
-    for line in text.split("\n"):
-        shown: list[str] = []
-        for part in line.split("\r"):
-            shown[: len(part)] = part
-        lines.append("".join(shown).rstrip())
-    return lines
+    """What a terminal shows of `text`: a carriage return, a way up, and what is cleared behind the cursor."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[\d*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", text):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1])
+        elif part == "\x1b[K":
+            lines[row] = lines[row][:column]
+        elif part == "\x1b[J":
+            lines[row:] = [lines[row][:column]]
+        elif not part.startswith("\x1b"):
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines]
 
 
 def test_plain_lines_are_rare() -> None:
@@ -60,12 +70,42 @@ def test_plain_lines_are_rare() -> None:
 
 
 def test_a_line_says_loss_rate_eta_and_memory() -> None:
-    """The parts of a progress line."""
+    """The parts of a progress line, those of most worth first, within 80 characters."""
     stream, clock = io.StringIO(), Clock()
-    Console(stream, clock, {}).step(10, 250, 0.69314, 0.5, {"memory_bytes": 1.25e9, "g": -12.5, "tokens/s": 640})
-    assert (
-        stream.getvalue() == "step 10/250  loss 0.6931  g -12.5  2.00 steps/s  ETA 2m00s  memory 1.2 GB  tokens/s 640\n"
-    )
+    extra = {"memory_bytes": 1.25e9, "g": -12.5, "snr": 1.5, "forwards/s": 4.0, "tokens/s": 640}
+    Console(stream, clock, {}).step(10, 250, 0.69314, 0.5, extra)
+    assert stream.getvalue() == ("step 10/250  loss 0.6931  4.00 fwd/s  640 tok/s  ETA 2m00s  snr 1.5  |g| 12.5\n")
+
+
+def test_no_part_is_cut() -> None:
+    """In any width, on one line or two, every part is whole, and those of most worth are there."""
+    parts = ["step 1200/5000", "loss 0.6931", "eval 72.5 %", "4.10 fwd/s", "640 tok/s", "ETA 12m05s", "memory 1.2 GB"]
+    for width in range(14, 120):
+        for most in (1, 2):
+            lines = packed(parts, width, most)
+            assert len(lines) <= most and all(len(line) <= width for line in lines)
+            assert all(part in parts for line in lines for part in line.split("  "))
+    assert packed(parts, 79, 1) == ["  ".join(parts[:-1])]
+    assert packed(parts, 79, 2) == ["  ".join(parts[:-1]), parts[-1]]
+    assert packed(parts, 10, 1) == ["step 1200/"]  # a terminal for which even the first part is too long
+
+
+def test_rates_agree() -> None:
+    """Forwards and tokens a second are smoothed as the time that is left is, and the first step counts for nothing."""
+    stream, clock = io.StringIO(), Clock()
+    console = Console(stream, clock, {})
+    for step in range(1, 202):
+        seconds = 60.0 if step == 1 else 0.5 if step % 2 else 1.5
+        console.step(step, 1001, 0.5, seconds, {"forwards/s": 2 / seconds, "tokens/s": 100 / seconds})
+        clock.now += seconds
+    said = stream.getvalue().splitlines()[-1]
+    rates = re.search(r"([\d.]+) fwd/s  ([\d.]+) tok/s  ETA (\d+)m(\d+)s", said)
+    assert rates is not None, said
+    forwards, tokens, left = float(rates[1]), float(rates[2]), 60 * int(rates[3]) + int(rates[4])
+    steps = 1001 - int(re.search(r"step (\d+)/", said)[1])  # type: ignore[index]
+    assert tokens == pytest.approx(50 * forwards, rel=0.01)
+    assert forwards == pytest.approx(2 * steps / left, rel=0.01)
+    assert left == pytest.approx(steps * 1.0, rel=0.1)
 
 
 def test_the_line_remembers_the_last_evaluation() -> None:
@@ -77,33 +117,52 @@ def test_the_line_remembers_the_last_evaluation() -> None:
     console.eval(1, {"reward": 0.25})
     console.step(1, 1, 0.5, 1.0, {"memory_bytes": 1e6})
     lines = [line for line in stream.getvalue().splitlines() if line.startswith("step")]
-    assert lines[0].endswith("memory 1 MB  eval accuracy 50.0 %") and lines[1].endswith("eval reward 0.250")
+    assert lines[0].startswith("step 1/1  loss 0.5000  eval 50.0 %  1.00 steps/s  ETA 0s  memory 1 MB")
+    assert "  eval reward 0.250  " in lines[1]
 
 
 def test_nan_is_shown() -> None:
-    """A loss that is not a number is not hidden; a slow step shows seconds per step; memory is measured."""
+    """A loss that is not a number is not hidden; memory is measured; a step that was left out has no slope."""
     stream = io.StringIO()
-    Console(stream, Clock(), {}).step(1, 2, float("nan"), 20.0, {})
-    assert re.fullmatch(r"step 1/2  loss nan  20.0 s/step  ETA 20s  memory \d+ MB\n", stream.getvalue())
+    Console(stream, Clock(), {}).step(1, 2, float("nan"), 20.0, {"g": float("nan")})
+    assert re.fullmatch(r"step 1/2  loss nan  0.05 steps/s  ETA 20s  memory \d+ MB\n", stream.getvalue())
 
 
-def test_live_line_is_drawn_over() -> None:
-    """On a terminal the line is one; a sentence or an evaluation goes above it; the last state stays."""
+def test_live_line_is_drawn_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal it is one or two lines; a sentence or an evaluation goes above; the last state stays."""
+    monkeypatch.setenv("COLUMNS", "48")
     stream, clock = Terminal(), Clock()
     console = Console(stream, clock, {"NO_COLOR": "1"})
     console.step(1, 3, 0.123456, 1.0, {"memory_bytes": 1e6, "long": 123456})
+    assert screen(stream.getvalue()) == ["step 1/3  loss 0.1235  1.00 steps/s  ETA 2s", "memory 1 MB  long 1.235e+05"]
     clock.now += 1
-    console.step(2, 3, 0.2, 1.0, {"memory_bytes": 1e6})
+    console.step(2, 3, 0.2, 1.0, {"memory_bytes": 1e6, "g": 2.0})
+    assert screen(stream.getvalue()) == ["step 2/3  loss 0.2000  1.00 steps/s  ETA 1s", "memory 1 MB  |g| 2"]
     console.say("a sentence")
     clock.now += 1
     console.step(3, 3, 0.3, 1.0, {"memory_bytes": 1e6})
     console.eval(3, {"accuracy": 0.75, "loss": 0.5, "low": 0.7, "high": 0.8, "examples": 600})
     assert screen(stream.getvalue()) == [
         "a sentence",
-        "step 3/3  loss 0.3000  1.00 steps/s  ETA 0s  memory 1 MB",
+        "step 3/3  loss 0.3000  1.00 steps/s  ETA 0s",
+        "memory 1 MB  |g| 2",
         "evaluation after 3 steps: accuracy 75.0 % (95 % interval 70.0 to 80.0), loss 0.5000, 600 examples",
         "",
     ]
+
+
+def test_other_work_is_counted() -> None:
+    """A live line of its own, with the time that is left; its end stays."""
+    stream, clock = Terminal(), Clock()
+    console = Console(stream, clock, {})
+    for done in range(1, 5):
+        console.count(done, 4, "forward")
+        clock.now += 2
+    assert screen(stream.getvalue()) == ["forward 4/4  ETA 0s", ""]
+    assert "forward 3/4  ETA 1s" in stream.getvalue()
+    plain = io.StringIO()
+    Console(plain, clock, {}).count(1, 2, "forward")
+    assert plain.getvalue() == "forward 1/2\n"
 
 
 def test_live_line_is_limited() -> None:
@@ -114,11 +173,11 @@ def test_live_line_is_limited() -> None:
 
 
 def test_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The live line never wraps."""
+    """The live lines never wrap: parts that do not fit are left out."""
     monkeypatch.setenv("COLUMNS", "20")
     stream = Terminal()
     Console(stream, Clock(), {}).step(1, 2, 0.5, 1.0, {})
-    assert stream.getvalue() == "\rstep 1/2  loss 0.50"
+    assert screen(stream.getvalue()) == ["step 1/2", "loss 0.5000  ETA 1s"]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +256,7 @@ def test_quiet_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     watch.say("x")
     watch.header({"a": "b"})
     watch.step(1, 1, 0.5, 1.0, {})
+    watch.count(1, 1, "forward")
     watch.eval(1, {"loss": 1.0})
     assert capfd.readouterr() == ("", "")
 
@@ -204,7 +264,7 @@ def test_quiet_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
 def test_console_is_a_watch() -> None:
     """Both classes fit the protocol (mypy checks the same)."""
     for kind in (Console, Quiet):
-        for name in ("say", "header", "step", "eval"):
+        for name in ("say", "header", "step", "count", "eval"):
             assert callable(getattr(kind, name)) and hasattr(Watch, name)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TextIO, final
 
@@ -16,8 +18,13 @@ LIVE_SECONDS = 0.1  # between two drawings of the live line
 SHARES = {"accuracy": "accuracy", "f1": "F1", "exact_match": "exact match", "macro_f1": "macro F1"}
 NUMBERS = ("reward", "metric")
 SCORES = (*list(SHARES)[1:], *NUMBERS)
-_FIRST = ("g", "snr")  # what is said of a step before its pace
-SMOOTHING = 0.1  # weight of the newest step in the rate
+SMOOTHING = 0.1  # weight of the newest step in its pace, and in what is counted for each
+_LINES = 2  # of a terminal, at most, that the live display takes
+_PLAIN_WIDTH = 80  # characters of a line without a terminal
+_SLOPES = 51  # steps whose slopes' median is said
+# How rates of `extra` are called, and what else of it is said, in the order of their worth.
+_RATES = {"forwards/s": "fwd/s", "tokens/s": "tok/s"}
+_NAMED = ("snr", "g", "memory_bytes", *_RATES)
 
 
 class Watch(Protocol):
@@ -32,8 +39,12 @@ class Watch(Protocol):
     def step(self, step: int, steps: int, loss: float, seconds: float, extra: Mapping[str, float]) -> None:
         """`step` of `steps` are done, this one included; it took `seconds`.
 
-        `extra` holds named numbers to show; `memory_bytes` among them replaces the memory of the process.
+        `extra` holds named numbers to show, those of this step; `memory_bytes` among them replaces the memory of the
+        process.
         """
+
+    def count(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` pieces of other work are done, each a `what`."""
 
     def eval(self, step: int, result: Mapping[str, float]) -> None:
         """An evaluation after `step` steps: `accuracy` or another metric, `loss`, `low`, `high`, `examples`."""
@@ -52,13 +63,16 @@ class Quiet:
     def step(self, step: int, steps: int, loss: float, seconds: float, extra: Mapping[str, float]) -> None:
         """Nothing."""
 
+    def count(self, done: int, total: int, what: str) -> None:
+        """Nothing."""
+
     def eval(self, step: int, result: Mapping[str, float]) -> None:
         """Nothing."""
 
 
 @final
 class Console:
-    """One live line on a terminal, elsewhere a plain line every few seconds. Heeds NO_COLOR and TERM=dumb."""
+    """A live line or two on a terminal, elsewhere a plain line every few seconds. Heeds NO_COLOR and TERM=dumb."""
 
     def __init__(
         self,
@@ -70,10 +84,13 @@ class Console:
         self._clock = clock
         self._live = self._stream.isatty() and environment.get("TERM") != "dumb"
         self._colour = self._live and not environment.get("NO_COLOR")
-        self._drawn = 0  # width of the live line on the screen
+        self._drawn = 0  # live lines on the screen
         self._next = -1.0  # when the next line is due
         self._last = ""  # the last evaluation, in short
-        self._pace = 0.0  # smoothed seconds per step; 0 before the first
+        self._pace: dict[str, float] = {}  # seconds of a step, and of each rate what a step adds to it; smoothed
+        self._seen = 0  # steps in it
+        self._slopes: deque[float] = deque(maxlen=_SLOPES)
+        self._begun = 0.0  # when what is counted began
         self.stop: BaseException | None = None  # raised at the next step, where a signal's own exception was lost
 
     def say(self, text: str) -> None:
@@ -90,21 +107,23 @@ class Console:
         """The progress, when its turn has come; always for the first and the last step."""
         if self.stop is not None:
             raise self.stop
-        self._pace = seconds if self._pace == 0 else self._pace + SMOOTHING * (seconds - self._pace)
+        self._smooth({"seconds": seconds} | {name: extra[name] * seconds for name in _RATES if name in extra})
+        if math.isfinite(extra.get("g", math.nan)):
+            self._slopes.append(abs(extra["g"]))
+        if self._due(step >= steps):
+            self._show(self._progress(step, steps, loss, extra), step >= steps)
+
+    def count(self, done: int, total: int, what: str) -> None:
+        """The progress, when its turn has come, and the time that is left if all pieces take as long."""
+        if self.stop is not None:
+            raise self.stop
         now = self._clock()
-        if now < self._next and step < steps:
-            return
-        self._next = now + (LIVE_SECONDS if self._live else PLAIN_SECONDS)
-        text = self._progress(step, steps, loss, extra)
-        if not self._live:
-            self._line(text)
-            return
-        text = text[: max(1, self._width() - 1)]
-        self._write("\r" + text + " " * (self._drawn - len(text)))
-        self._drawn = len(text)
-        if step >= steps:
-            self._write("\n")
-            self._drawn = 0
+        self._begun = self._begun or now
+        if self._due(done >= total):
+            left = duration((total - done) * (now - self._begun) / max(done, 1))
+            self._show([f"{what} {done}/{total}"] + [f"ETA {left}"] * (now > self._begun), done >= total)
+        if done >= total:
+            self._begun = 0.0
 
     def eval(self, step: int, result: Mapping[str, float]) -> None:
         """The result of an evaluation on a line of its own."""
@@ -112,7 +131,7 @@ class Console:
         low, high = result.get("low"), result.get("high")
         short = [f"{name} {100 * result[key]:.1f} %" for key, name in SHARES.items() if result.get(key) is not None]
         short += [f"{key} {result[key]:.3f}" for key in (*NUMBERS, "loss") if result.get(key) is not None]
-        self._last = f"eval {short[0]}" if short else ""
+        self._last = f"eval {short[0].removeprefix('accuracy ')}" if short else ""
         for key, name in SHARES.items():
             if result.get(key) is None:
                 continue
@@ -130,19 +149,49 @@ class Console:
             parts.append(f"{int(result['examples'])} examples")
         self._line(f"evaluation after {step} steps: " + ", ".join(parts))
 
-    def _progress(self, step: int, steps: int, loss: float, extra: Mapping[str, float]) -> str:
-        parts = [f"step {step}/{steps}", f"loss {loss:.4f}"]
-        parts += [f"{name} {value:.3g}" for name, value in extra.items() if name in _FIRST]
-        if self._pace > 0:
-            rate = 1 / self._pace
-            parts.append(f"{rate:.2f} steps/s" if rate >= 0.1 else f"{self._pace:.1f} s/step")
-            parts.append(f"ETA {duration((steps - step) * self._pace)}")
+    def _smooth(self, found: Mapping[str, float]) -> None:
+        """The first step, which compiles and looks around, counts as long as it is the only one."""
+        self._seen += 1
+        for name, value in found.items():
+            before = self._pace.get(name)
+            alone = before is None or self._seen <= 2
+            self._pace[name] = value if alone else before + SMOOTHING * (value - before)  # type: ignore[operator]
+
+    def _progress(self, step: int, steps: int, loss: float, extra: Mapping[str, float]) -> list[str]:
+        """The parts of the line, those of most worth first."""
+        parts = [f"step {step}/{steps}", f"loss {loss:.4f}", *([self._last] if self._last else [])]
+        pace = self._pace["seconds"]
+        if pace > 0:
+            rates = {word: self._pace[name] / pace for name, word in _RATES.items() if name in self._pace}
+            parts += [f"{_rate(value)} {word}" for word, value in (rates or {"steps/s": 1 / pace}).items()]
+            parts.append(f"ETA {duration((steps - step) * pace)}")
+        parts += [f"snr {extra['snr']:.3g}"] if "snr" in extra else []
         memory = extra.get("memory_bytes") or memory_bytes()
-        if memory:
-            parts.append(f"memory {size(memory)}")
-        parts += [self._last] if self._last else []
-        parts += [f"{name} {value:.4g}" for name, value in extra.items() if name not in (*_FIRST, "memory_bytes")]
-        return "  ".join(parts)
+        parts += [f"memory {size(memory)}"] if memory else []
+        parts += [f"|g| {sorted(self._slopes)[len(self._slopes) // 2]:.3g}"] if self._slopes else []
+        return parts + [f"{name} {value:.4g}" for name, value in extra.items() if name not in _NAMED]
+
+    def _due(self, last: bool) -> bool:
+        """Whether it is time for another line."""
+        now = self._clock()
+        if now < self._next and not last:
+            return False
+        self._next = now + (LIVE_SECONDS if self._live else PLAIN_SECONDS)
+        return True
+
+    def _show(self, parts: Sequence[str], last: bool) -> None:
+        """Whole parts, as many as there is room for."""
+        if not self._live:
+            self._line(packed(parts, _PLAIN_WIDTH, 1)[0])
+            return
+        lines = packed(parts, max(1, self._width() - 1), _LINES)
+        # Up to where the last one began, over it, and what it had more of is cleared.
+        up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
+        self._write(f"{up}\r" + "\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J")
+        self._drawn = len(lines)
+        if last:
+            self._write("\n")
+            self._drawn = 0
 
     def _width(self) -> int:
         try:
@@ -154,8 +203,8 @@ class Console:
         return f"\x1b[1m{text}\x1b[0m" if self._colour else text
 
     def _line(self, text: str) -> None:
-        if self._drawn:  # rub out the live line; the next step draws it again
-            self._write("\r" + " " * self._drawn + "\r")
+        if self._drawn:  # rub out the live lines; the next step draws them again
+            self._write(f"\x1b[{self._drawn - 1}A\r\x1b[J" if self._drawn > 1 else "\r\x1b[J")
             self._drawn = 0
         self._write(text + "\n")
 
@@ -169,6 +218,23 @@ class Console:
             self._stream.flush()
         except OSError:  # whoever read stderr is gone: the run goes on
             pass
+
+
+def packed(parts: Sequence[str], width: int, most: int) -> list[str]:
+    """The parts in lines of at most `width` characters, none of them cut; those that `most` lines do not hold are left
+    out. Only a first part that is longer than a line is cut.
+    """
+    lines = [parts[0][:width]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        elif len(lines) < most and len(part) <= width:
+            lines.append(part)
+    return lines
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:
