@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,7 @@ import pytest
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
-from zotune.track import Tracked, tracked
+from zotune.track import Tracked, _own, _placed, tracked
 from zotune.train import train
 from zotune.watch import Quiet
 
@@ -29,6 +34,8 @@ class Heard:
     def header(self, info: Any) -> None: ...
 
     def step(self, *args: Any) -> None: ...
+
+    def count(self, *args: Any) -> None: ...
 
     def eval(self, *args: Any) -> None: ...
 
@@ -101,3 +108,108 @@ def test_tensorboard_files(config: Config, tmp_path: Path) -> None:
     assert "track" not in settings.course()
     said = (path.read_text() for path in (settings.output_dir / "track").rglob("hparams.yml"))
     assert all("train: train.jsonl" in text and str(tmp_path) not in text for text in said)
+
+
+# --- each tracker as a user starts it, in a process of its own: they keep their place from their first import on
+
+
+def started(name: str, settings: TrainConfig, **environment: str) -> Path:
+    """Where the tracker's files lie after `zotune train --track name`, which must leave none elsewhere."""
+    settings.output_dir.parent.mkdir(exist_ok=True)
+    home, here = settings.output_dir.parent / "home", settings.output_dir.parent / "here"
+    for place in (home, here):
+        place.mkdir()
+    (here / "run.yaml").write_text(settings.to_yaml())
+    mute = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TRACKIO_TELEMETRY": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "zotune", "train", "--config", "run.yaml", "--track", name],
+        cwd=here, env={**os.environ, **mute, **environment}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stderr, done.stderr
+    assert [path.name for path in here.iterdir()] == ["run.yaml"]
+    return settings.output_dir / "track"
+
+
+def holds(folder: Path, text: bytes) -> bool:
+    """Whether a file below the folder has the text."""
+    return any(text in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    """A mark for what needs a tracker's own library."""
+    return pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed: pip install 'zotune[track]'")
+
+
+FAKE = """
+import json, pathlib, sys
+class Config(dict):
+    def update(self, values, allow_val_change): put({"config": values})
+config = Config()
+def put(row):
+    with (place / "said.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\\n")
+def init(project, name, dir=None):
+    global place
+    import os
+    place = pathlib.Path(dir or os.environ["TRACKIO_DIR"])
+    place.mkdir(parents=True, exist_ok=True)
+    put({"project": project, "name": name})
+    return sys.modules[__name__]
+def log(values, step=None, **_): put({"step": step, **values})
+def finish(): put({"end": True})
+"""
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_accelerates_trackers_start(config: Config, tmp_path: Path, name: str) -> None:
+    """accelerate's own classes, over a library that only writes down what it is told: start, config, steps, end."""
+    fake = tmp_path / "fake"
+    (fake / f"{name}-99.0.dist-info").mkdir(parents=True)
+    (fake / f"{name}-99.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 99.0\n")
+    (fake / f"{name}.py").write_text(FAKE)
+    path = os.pathsep.join([str(fake), *sys.path])
+    said = started(name, config(steps=2, output_dir=tmp_path / "place" / "run"), PYTHONPATH=path)
+    for text in (b'"project": "zotune", "name": "run"', b'"method": "mezo"', b'"step": 2, "train/loss"', b'"end"'):
+        assert holds(said, text), text
+
+
+@needs("wandb")
+def test_wandb_writes_below_the_run(config: Config, tmp_path: Path) -> None:
+    """W&B without a network: its folder is the run's."""
+    said = started("wandb", config(steps=2, output_dir=tmp_path / "place" / "run"))
+    assert list(said.glob("wandb/offline-run-*/*.wandb")) and holds(said, b"train/loss")
+
+
+@needs("trackio")
+def test_trackio_writes_below_the_run(config: Config, tmp_path: Path) -> None:
+    """Its database lies in the run folder, not in the user's cache."""
+    said = started("trackio", config(steps=2, output_dir=tmp_path / "place" / "run"))
+    assert list(said.glob("trackio/*.db")) and holds(said, b"train/loss")
+
+
+@needs("mlflow")
+def test_mlflow_writes_below_the_run(config: Config, tmp_path: Path) -> None:
+    """Its database and its files lie in the run folder."""
+    said = started("mlflow", config(steps=2, output_dir=tmp_path / "place" / "run"))
+    with sqlite3.connect(said / "mlflow.db") as base:
+        found = {key for (key,) in base.execute("select distinct key from metrics")}
+    base.close()
+    assert {"train/loss", "eval/loss"} <= found
+
+
+@needs("tensorboardX")
+def test_tensorboard_writes_below_the_run(config: Config, tmp_path: Path) -> None:
+    """From the command line, too."""
+    assert holds(started("tensorboard", config(steps=2, output_dir=tmp_path / "place" / "run")), b"train/loss")
+
+
+def test_the_users_own_place_stays(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment says goes; what it does not say is as before afterwards."""
+    monkeypatch.setenv("TRACKIO_DIR", "mine")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with _placed(["trackio", "mlflow"], tmp_path):
+        assert os.environ["TRACKIO_DIR"] == "mine" and os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:///")
+    assert os.environ["TRACKIO_DIR"] == "mine" and "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("WANDB_DIR", "there")
+    assert _own("wandb", "run", tmp_path) == {"name": "run", "dir": "there"}

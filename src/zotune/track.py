@@ -1,12 +1,15 @@
 """Trackers (tensorboard, trackio, wandb, mlflow, ...) beside the console, through accelerate: the option `track`.
 
-What they get is what `metrics.jsonl` holds: they only look on, and a tracker that fails stops nothing but itself.
+What they get is what `metrics.jsonl` holds: they only look on, and a tracker that fails stops nothing but itself. What
+they write of their own lies in the run folder, unless their own environment variables name another place.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, final
 
 from zotune.config import TrainConfig
@@ -37,6 +40,10 @@ class Tracked:
         """Loss, seconds and the named numbers."""
         self._inner.step(step, steps, loss, seconds, extra)
         self._log({"train/loss": loss, "train/seconds": seconds, **{f"train/{k}": v for k, v in extra.items()}}, step)
+
+    def count(self, done: int, total: int, what: str) -> None:
+        """To the inner watch alone."""
+        self._inner.count(done, total, what)
 
     def eval(self, step: int, result: Mapping[str, float]) -> None:
         """The evaluation's numbers."""
@@ -70,11 +77,13 @@ def tracked(config: TrainConfig, watch: Watch, leads: bool = True) -> Iterator[W
     if not config.track or not leads:
         yield watch
         return
-    both = Tracked(watch, {name: _open(name, config) for name in dict.fromkeys(config.track)})
-    try:
-        yield both
-    finally:
-        both.finish()
+    names, folder = list(dict.fromkeys(config.track)), config.output_dir.absolute() / FOLDER
+    with _placed(names, folder):
+        both = Tracked(watch, {name: _open(name, config, folder) for name in names})
+        try:
+            yield both
+        finally:
+            both.finish()
 
 
 def tracked_run(paths: RunPaths, watch: Watch, leads: bool = True) -> AbstractContextManager[Watch]:
@@ -82,8 +91,32 @@ def tracked_run(paths: RunPaths, watch: Watch, leads: bool = True) -> AbstractCo
     return tracked(config_of(paths), watch, leads) if leads else nullcontext(watch)
 
 
-def _open(name: str, config: TrainConfig) -> Any:
+@contextmanager
+def _placed(names: Sequence[str], folder: Path) -> Iterator[None]:
+    """Where trackers write that are told so by their environment alone: below the run, where the user says nothing."""
+    places = {"trackio": ("TRACKIO_DIR", str(folder / "trackio"))}
+    places["mlflow"] = ("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    new = dict(place for name, place in places.items() if name in names and place[0] not in os.environ)
+    os.environ.update(new)
     try:
+        yield
+    finally:
+        for variable in new:
+            os.environ.pop(variable, None)
+
+
+def _own(name: str, run: str, folder: Path) -> dict[str, Any]:
+    """The arguments of a tracker that accelerate passes on: how the run is called, and where its files go."""
+    if name == "wandb":
+        return {"name": run, "dir": os.environ.get("WANDB_DIR", str(folder))}
+    if name == "mlflow":
+        return {"run_name": run, "logging_dir": str(folder / "mlflow")}
+    return {"name": run} if name == "trackio" else {}
+
+
+def _open(name: str, config: TrainConfig, folder: Path) -> Any:
+    try:
+        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     except ImportError:
         raise UserError("track needs accelerate. Remedy: pip install 'zotune[track]'.") from None
@@ -92,12 +125,14 @@ def _open(name: str, config: TrainConfig) -> Any:
     if name not in _names(get_available_trackers()):
         raise UserError(f"track: {name} is not installed. Remedy: pip install {name}.")
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
+    PartialState()  # accelerate's own log, to which its trackers write, wants it
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         if kind.requires_logging_directory:
             # The tracker makes a folder of the run's name below.
-            tracker = kind(config.output_dir.name, logging_dir=str(config.output_dir / FOLDER))
+            tracker = kind(config.output_dir.name, logging_dir=str(folder))
         else:
-            tracker = kind("zotune")
+            tracker = kind("zotune", **_own(name, config.output_dir.name, folder))
         if hasattr(tracker, "start"):  # newer versions of accelerate begin here, older ones in the constructor
             tracker.start()
         tracker.store_init_configuration(_plain(config.portable()))
