@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,20 @@ def test_card(config: Config, hub: Hub) -> None:
     assert front == {"library_name": "peft", "tags": ["zotune", "zeroth-order", "mezo"]}
     assert trained["weights_sha256"] in card and f"| accuracy | {trained['accuracy_before']:.4g} |" in card
     assert "zotune replay trained/zotune --verify" in card and str(settings.output_dir.parent) not in card
+
+
+def test_card_of_a_score(config: Config, hub: Hub) -> None:
+    """Its interval stands below it, and a number that is not there is no 0."""
+    settings = config()
+    train(settings, Quiet())
+    rows = [json.loads(line) for line in (settings.output_dir / "metrics.jsonl").read_text().splitlines()]
+    rows[0]["eval"] = {"loss": -0.1, "low": 0.05, "high": 0.15, "examples": 10, "f1": 0.1, "reward_a": 0.5}
+    rows[-1]["eval"] = {"loss": -0.3, "low": 0.2, "high": 0.4, "examples": 10, "f1": 0.3, "reward_a": None}
+    (settings.output_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    push(settings.output_dir, "me/trained", Quiet(), "journal", api=hub)
+    card = (hub.folder / "README.md").read_text()
+    assert "| f1 | 0.1 | 0.3 |" in card and "| 95 % interval | 0.05 to 0.15 | 0.2 to 0.4 |" in card
+    assert "| reward_a | 0.5 | - |" in card
 
 
 def test_card_of_a_method_that_needs_the_rows(config: Config, hub: Hub) -> None:

@@ -121,9 +121,57 @@ def test_scores(config: Callable[..., TrainConfig]) -> None:
     """A run on a score shows it before and after, and does not call its loss nats."""
     settings = config(objective="macro_f1", scope="norms", eps=0.5, steps=2)
     found = train(settings, Quiet())
-    texts = Page(page([collect(settings.output_dir)])).texts
-    assert f"{found['macro_f1_after']:.3f}" in texts and "macro f1 on 10 held-out rows" in texts
-    assert any("minus the score" in text for text in texts) and "loss in nats" not in texts
+    parsed = Page(page([collect(settings.output_dir)]))
+    assert f"{100 * found['macro_f1_after']:.1f} %" in parsed.texts and "macro F1 on 10 held-out rows" in parsed.texts
+    assert any("minus the score" in text for text in parsed.texts) and "loss in nats" not in parsed.texts
+    table = parsed.tables["evaluations"]
+    assert table[0] == ["run", "step", "macro F1", "95 % interval", "loss", "rows"]
+    assert table[-1][2:4] == [f"{100 * found['macro_f1_after']:.1f} %", "-"]
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "said", "interval"),
+    [
+        ("f1", "F1", "25.0 %", "20.0 to 30.0 %"),
+        ("exact_match", "exact match", "25.0 %", "20.0 to 30.0 %"),
+        ("reward", "reward", "0.250", "0.200 to 0.300"),
+        ("metric", "metric", "0.250", "-"),
+    ],
+)
+def test_every_score_has_its_table_interval_and_curve(
+    runs: list[Path], key: str, name: str, said: str, interval: str
+) -> None:
+    """What a run is judged by is shown like an accuracy; beside a run that has one, each says what it is."""
+    ends = {"low": 0.2, "high": 0.3} if interval != "-" else {"low": None, "high": None}
+    rows = metrics(runs[0])
+    for row in rows:
+        if "eval" in row:
+            row["eval"] = {"loss": -0.25, "accuracy": None, "examples": 10, **ends, key: 0.25}
+    (runs[0] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parsed = Page(page([collect(runs[0])]))
+    assert parsed.tables["evaluations"][1][2:4] == [said, interval] and parsed.tables["evaluations"][0][2] == name
+    plot, lines = next(each for each in parsed.plots() if "on held-out rows by step" in each[0]["aria-label"])
+    line = next(line for line in lines if line["data-name"] == f"a {name}")
+    assert [y for _, y in drawn(plot, line)] == pytest.approx([0.25] * 4, abs=1e-3)
+    assert ("95 % intervals" in plot["aria-label"]) == (interval != "-")
+    both = Page(page([collect(run) for run in runs]))
+    assert both.tables["evaluations"][0][2] == "score" and both.tables["evaluations"][1][2] == f"{name} {said}"
+    assert both.tables["evaluations"][5][2].startswith("accuracy ")
+    assert sum("on held-out rows by step" in each["aria-label"] for each, _ in both.plots()) == 2
+
+
+def test_a_method_that_reads_the_rows_does_not_promise_a_replay_without(
+    config: Callable[..., TrainConfig], runs: list[Path]
+) -> None:
+    """AGZO's directions come out of the rows: the page says so, alone and beside a method whose do not."""
+    settings = config(method="agzo", method_args={"rank": 2}, steps=2, eval=None)
+    train(settings, Quiet())
+    alone, beside = (" ".join(Page(page(data)).texts) for data in (
+        [collect(settings.output_dir)], [collect(settings.output_dir), collect(runs[0])]
+    ))  # fmt: skip
+    assert "no data" not in alone and "A replay of agzo takes the run's training rows too" in alone
+    assert "A replay of agzo takes" in beside and "Of the others the journal and the base model are all" in beside
+    assert "no data and no forward pass" in " ".join(Page(page([collect(runs[0])])).texts)
 
 
 def test_curves_are_the_metrics(runs: list[Path]) -> None:

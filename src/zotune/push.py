@@ -130,8 +130,16 @@ def _results(paths: RunPaths) -> list[str]:
         f"| on {rows[-1]['eval']['examples']} held-out rows | before | after {rows[-1]['step']} steps |",
         "|---|---|---|",
     ]
-    lines += [f"| {key} | {rows[0]['eval'][key]:.4g} | {rows[-1]['eval'].get(key) or 0:.4g} |" for key in keys]
+    lines += [f"| {key} | {_said(rows[0]['eval'][key])} | {_said(rows[-1]['eval'].get(key))} |" for key in keys]
+    ends = [[_said(row["eval"].get(end)) for end in ("low", "high")] for row in (rows[0], rows[-1])]
+    if "-" not in ends[0] + ends[1]:
+        lines.append(f"| 95 % interval | {' to '.join(ends[0])} | {' to '.join(ends[1])} |")
     return [*lines, ""]
+
+
+def _said(value: Any) -> str:
+    """A number of metrics.jsonl, where one that is not finite stands as text; - for none."""
+    return "-" if value is None else f"{float(value):.4g}"
 
 
 def _copied(folder: Path, to: Path) -> None:

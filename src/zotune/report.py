@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from zotune.chart import COLOURS, Plot, bounds
+from zotune.curves import columns, grouped, histogram, smooth
 from zotune.durable import write_file
 from zotune.errors import RunError
-from zotune.report_data import RunData, collect
+from zotune.report_data import RunData, Score, collect, score_of
 from zotune.report_style import STYLE
-from zotune.watch import SCORES, duration, size
-
-_POINTS = 600  # of a line; longer runs are averaged over that many groups of steps
+from zotune.watch import duration, size
 
 
 def write_report(runs: Sequence[str | Path], output: Path) -> dict[str, Any]:
@@ -44,8 +42,7 @@ def page(runs: Sequence[RunData]) -> str:
         _cards(runs),
         _figure("Loss", "In training the mean of both sides of each step (faint: each step, strong: smoothed); "
                 "dots: held-out rows.", _loss_plot(runs), runs),
-        _figure("Accuracy on held-out rows", "With the 95 % interval (Wilson) that the number of rows allows.",
-                _accuracy_plot(runs), runs),
+        *(_score_figure(name, runs) for name in _scores(runs)),
         _eval_table(runs),
         _figure("Projected gradient", "How often a step saw which slope along its random direction. A good run is "
                 "centred on 0, without far outliers.", _gradient_plot(runs), runs),
@@ -80,12 +77,11 @@ def _cards(runs: Sequence[RunData]) -> str:
     cards = []
     for index, run in enumerate(runs):
         first, last = (run.evals[0], run.evals[-1]) if run.evals else ({}, {})
-        if last.get("accuracy") is not None:
-            main = f"{_percent(first['accuracy'])} → <b>{_percent(last['accuracy'])}</b>"
-            below = f"accuracy on {last['examples']:,} held-out rows, 95 % interval {_interval(last)}"
-        elif name := next((key for key in SCORES if last.get(key) is not None), None):
-            main = f"{_number(first.get(name, math.nan)):.3f} → <b>{_number(last[name]):.3f}</b>"
-            below = f"{name.replace('_', ' ')} on {last['examples']:,} held-out rows"
+        before, after = score_of(first), score_of(last)
+        if after is not None:
+            main = f"{'-' if before is None else before.said()} → <b>{after.said()}</b>"
+            below = f"{after.name} on {last['examples']:,} held-out rows"
+            below += "" if after.low is None else f", 95 % interval {after.interval()}"
         elif last:
             main = f"{first['loss']:.4f} → <b>{last['loss']:.4f}</b>"
             below = f"loss on {last['examples']:,} held-out rows"
@@ -101,33 +97,46 @@ def _cards(runs: Sequence[RunData]) -> str:
 
 
 def _loss_plot(runs: Sequence[RunData]) -> str:
-    curves = [_grouped([(row["step"], _number(row["loss"])) for row in run.steps]) for run in runs]
+    curves = [grouped([(row["step"], _number(row["loss"])) for row in run.steps]) for run in runs]
     points = [[(row["step"], _number(row["loss"])) for row in run.evals] for run in runs]
     values = [y for curve in (*curves, *points) for _, y in curve]
     scored = any(run.config.get(name) for run in runs for name in ("reward", "metric", "objective"))
     unit = "loss (minus the score)" if scored else "loss in nats"
     plot = Plot((0, _most_steps(runs)), bounds(values), "step", unit)
     for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
-        plot.line(*_columns(curve), index, f"{run.name} loss", faint=True)
+        plot.line(*columns(curve), index, f"{run.name} loss", faint=True)
     for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
-        plot.line(*_columns(_smooth(curve)), index, f"{run.name} smoothed")
+        plot.line(*columns(smooth(curve)), index, f"{run.name} smoothed")
         for step, loss in points[index]:
             plot.point(step, loss, index, f"{run.name}, step {step}: held-out loss {loss:.4f}")
     return plot.svg("Loss by step")
 
 
-def _accuracy_plot(runs: Sequence[RunData]) -> str:
-    scored = [[row for row in run.evals if row.get("accuracy") is not None] for run in runs]
-    if not any(scored):
-        return ""
-    values = [row[key] for rows in scored for row in rows for key in ("low", "high")]
-    plot = Plot((0, _most_steps(runs)), bounds(values, 0.1), "step", "accuracy", percent_y=True, height=240)
-    for index, (run, rows) in enumerate(zip(runs, scored, strict=True)):
-        plot.line([row["step"] for row in rows], [row["accuracy"] for row in rows], index, f"{run.name} accuracy")
-        for row in rows:
-            title = f"{run.name}, step {row['step']}: {_percent(row['accuracy'])} ({_interval(row)})"
-            plot.point(row["step"], row["accuracy"], index, title, row["low"], row["high"])
-    return plot.svg("Accuracy on held-out rows by step, with 95 % intervals")
+def _scores(runs: Sequence[RunData]) -> list[str]:
+    """What the runs are judged by."""
+    return list(dict.fromkeys(score.name for run in runs for row in run.evals if (score := score_of(row))))
+
+
+def _score_figure(name: str, runs: Sequence[RunData]) -> str:
+    """A score of the runs that have it, by step."""
+    found = [
+        [(row["step"], score) for row in run.evals if (score := score_of(row)) and score.name == name] for run in runs
+    ]
+    ends = [end for rows in found for _, s in rows for end in (s.low, s.value, s.high) if end is not None]
+    share = any(score.share for rows in found for _, score in rows)
+    plot = Plot((0, _most_steps(runs)), bounds(ends, 0.1), "step", name, percent_y=share, height=240)
+    for index, (run, rows) in enumerate(zip(runs, found, strict=True)):
+        plot.line([step for step, _ in rows], [score.value for _, score in rows], index, f"{run.name} {name}")
+        for step, score in rows:
+            title = f"{run.name}, step {step}: {score.said()} ({score.interval()})"
+            plot.point(step, score.value, index, title, score.low, score.high)
+    words = f"{name[0].upper()}{name[1:]} on held-out rows"
+    if all(score.low is None for rows in found for _, score in rows):
+        caption, intervals = "One number of all rows, without an interval.", ""
+    else:
+        kind = "Wilson" if name == "accuracy" else "from the spread over the rows"
+        caption, intervals = f"With the 95 % interval ({kind}) that the rows allow.", ", with 95 % intervals"
+    return _figure(words, caption, plot.svg(f"{words} by step{intervals}"), runs)
 
 
 def _gradient_plot(runs: Sequence[RunData]) -> str:
@@ -138,7 +147,7 @@ def _gradient_plot(runs: Sequence[RunData]) -> str:
     count = min(40, max(8, round(math.sqrt(len(finite)) * 1.5)))
     reach = max(map(abs, finite)) or 1.0
     edges = [reach * (2 * i / count - 1) for i in range(count + 1)]
-    heights = [_histogram(values, edges) for values in drawn]
+    heights = [histogram(values, edges) for values in drawn]
     top = max(max(each) for each in heights)
     plot = Plot((-reach, reach), (0, 1.05 * top), "projected gradient (loss per unit of z)", "steps", height=240)
     for index, each in enumerate(heights):
@@ -147,7 +156,7 @@ def _gradient_plot(runs: Sequence[RunData]) -> str:
 
 
 def _signal_plot(runs: Sequence[RunData]) -> str:
-    curves = [_grouped([(step, ratio) for step, ratio in run.signal if ratio > 0]) for run in runs]
+    curves = [grouped([(step, ratio) for step, ratio in run.signal if ratio > 0]) for run in runs]
     values = [y for curve in curves for _, y in curve]
     if not values:
         return ""
@@ -155,18 +164,24 @@ def _signal_plot(runs: Sequence[RunData]) -> str:
     plot = Plot((0, _most_steps(runs)), (low / 1.5, high * 1.5), "step", "spread / spacing", log_y=True, height=240)
     plot.level(10.0, "mostly rounding below")
     for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
-        plot.line(*_columns(curve), index, f"{run.name} signal", faint=True)
-        plot.line(*_columns(_smooth(curve, math.log, math.exp)), index, f"{run.name} signal, smoothed")
+        plot.line(*columns(curve), index, f"{run.name} signal", faint=True)
+        plot.line(*columns(smooth(curve, math.log, math.exp)), index, f"{run.name} signal, smoothed")
     return plot.svg("Signal over rounding by step")
 
 
 def _eval_table(runs: Sequence[RunData]) -> str:
+    names = _scores(runs)
+
+    def cells(score: Score | None) -> tuple[str, str]:
+        if score is None:
+            return "-", "-"
+        return (score.said() if len(names) == 1 else f"{score.name} {score.said()}"), score.interval()
+
     rows = [
         (
             _swatch(index) + escape(run.name),
             f"{row['step']:,}",
-            "-" if row.get("accuracy") is None else _percent(row["accuracy"]),
-            "-" if row.get("accuracy") is None else _interval(row),
+            *(cells(score_of(row)) if names else ()),
             f"{_number(row['loss']):.4f}",
             f"{row['examples']:,}",
         )
@@ -175,9 +190,8 @@ def _eval_table(runs: Sequence[RunData]) -> str:
     ]
     if not rows:
         return '<h2>Evaluations</h2><p class="quiet">The runs have no held-out rows (--eval).</p>'
-    return "<h2>Evaluations</h2>" + _table(
-        ("run", "step", "accuracy", "95 % interval", "loss", "rows"), rows, "evaluations"
-    )
+    scored = (names[0] if len(names) == 1 else "score", "95 % interval") if names else ()
+    return "<h2>Evaluations</h2>" + _table(("run", "step", *scored, "loss", "rows"), rows, "evaluations")
 
 
 def _cost_table(runs: Sequence[RunData]) -> str:
@@ -226,11 +240,23 @@ def _replay(runs: Sequence[RunData]) -> str:
         if len(runs) > 1:
             blocks.append(f"<h3>{_swatch(index)}{escape(run.name)}</h3>")
         blocks.append(f"<pre>{chr(10).join(lines)}</pre><dl>{listed}</dl>")
-    words = (
-        "The journal and the base model are all it takes: no data and no forward pass. The result has the hash below, "
-        "or the command says that it has not."
-    )
-    return f"<h2>Replay</h2><p>{words}</p>{''.join(blocks)}"
+    return f"<h2>Replay</h2><p>{_takes(runs)}</p>{''.join(blocks)}"
+
+
+def _takes(runs: Sequence[RunData]) -> str:
+    """What a replay of the runs takes: some methods' directions come out of the rows."""
+    from zotune.methods import METHODS
+
+    methods = dict.fromkeys(str(run.header.get("method")) for run in runs)
+    reading = [name for name in methods if name in METHODS and not METHODS[name].replayable]
+    words = "The journal and the base model are all it takes: no data and no forward pass."
+    if reading:
+        others = " Of the others" if len(reading) < len(methods) else ""
+        words = (
+            f"A replay of {escape(', '.join(reading))} takes the run's training rows too, in the place that its config "
+            "names, and a forward pass for each step."
+        ) + (f"{others} the journal and the base model are all it takes." if others else "")
+    return f"{words} The result has the hash below, or the command says that it has not."
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
@@ -256,14 +282,6 @@ def _swatch(index: int) -> str:
     return f'<i class="swatch s{index % COLOURS}"></i>'
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _interval(row: dict[str, Any]) -> str:
-    return f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
-
-
 def _number(value: Any) -> float:
     """A number of metrics.jsonl, where NaN and infinities stand as text."""
     return float(value)
@@ -275,49 +293,6 @@ def _tail(run: RunData) -> float:
 
 def _most_steps(runs: Sequence[RunData]) -> float:
     return float(max(max(run.steps[-1]["step"], *(row["step"] for row in run.evals), 1) for run in runs))
-
-
-def _columns(curve: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in curve], [y for _, y in curve]
-
-
-def _grouped(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most _POINTS points: means over equal groups of steps."""
-    count = math.ceil(len(curve) / _POINTS)
-    if count <= 1:
-        return list(curve)
-    groups = [curve[i : i + count] for i in range(0, len(curve), count)]
-    return [(_mean([x for x, _ in group]), _mean([y for _, y in group])) for group in groups]
-
-
-def _smooth(
-    curve: Sequence[tuple[float, float]],
-    to: Callable[[float], float] = float,
-    back: Callable[[float], float] = float,
-) -> list[tuple[float, float]]:
-    """Gaussian-weighted means over a sixtieth of the curve to each side; points that are not finite are left out."""
-    good = [(x, to(y)) for x, y in curve if math.isfinite(y)]
-    reach = max(2, len(good) // 60)
-    found = []
-    for i, (x, _) in enumerate(good):
-        near = [(j, good[j][1]) for j in range(max(0, i - 3 * reach), min(len(good), i + 3 * reach + 1))]
-        weights = [math.exp(-0.5 * ((j - i) / reach) ** 2) for j, _ in near]
-        mean = math.fsum(w * y for w, (_, y) in zip(weights, near, strict=True)) / math.fsum(weights)
-        found.append((x, back(mean)))
-    return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _histogram(values: Sequence[float], edges: Sequence[float]) -> list[int]:
-    heights = [0] * (len(edges) - 1)
-    for value in values:
-        if math.isfinite(value):
-            found = next((i for i, (a, b) in enumerate(pairwise(edges)) if a <= value < b), len(heights) - 1)
-            heights[found] += 1
-    return heights
 
 
 def _named(runs: list[RunData]) -> list[RunData]:

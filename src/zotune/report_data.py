@@ -14,6 +14,7 @@ from zotune.errors import RunError
 from zotune.journal import StepRecord, read
 from zotune.resolve import read_file
 from zotune.run import RunPaths
+from zotune.watch import NUMBERS, SHARES
 
 _SPACING = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}  # of numbers just above 1
 
@@ -34,6 +35,39 @@ class RunData:
     journal_bytes: int
     evaluations: int  # of the loss, in training
     sha256: str | None
+
+
+@final
+@dataclass(frozen=True)
+class Score:
+    """What one evaluation is judged by. low, high: its 95 % interval, where it has one. share: of 1."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    share: bool
+
+    def said(self) -> str:
+        """The value, a share as per cent."""
+        return f"{100 * self.value:.1f} %" if self.share else f"{self.value:.3f}"
+
+    def interval(self) -> str:
+        """The interval in words; - without one."""
+        if self.low is None or self.high is None:
+            return "-"
+        if self.share:
+            return f"{100 * self.low:.1f} to {100 * self.high:.1f} %"
+        return f"{self.low:.3f} to {self.high:.3f}"
+
+
+def score_of(row: dict[str, Any]) -> Score | None:
+    """The score of an evaluation (a row of `RunData.evals`); None where it has but a loss."""
+    for key, name in {**SHARES, **{name: name for name in NUMBERS}}.items():
+        if row.get(key) is not None:
+            low, high = (None if row.get(end) is None else float(row[end]) for end in ("low", "high"))
+            return Score(name, float(row[key]), low, high, key in SHARES)
+    return None
 
 
 def collect(run: str | Path) -> RunData:
