@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from zotune.advice import Advisor, check_lr
+from zotune.advice import Advisor, check_lr, check_words
 from zotune.config import TrainConfig
 from zotune.methods import METHODS
 from zotune.presets import Preset, preset
@@ -32,6 +32,15 @@ def test_backprop_lr(lr: float, trained: int, warns: bool) -> None:
     if said:
         assert f"lr {lr:g} may suit Adam" in said and "Remedy: `zotune tune`" in said
         assert "the preset for full is 1e-06" in said
+
+
+def test_label_words_with_one_beginning(config: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that begin alike are named, by a run too; words of other beginnings are not."""
+    said = check_words(["terrible", "great", "terrific"], [(5, 6), (9,), (5, 7)])
+    assert said is not None and said.startswith("Label words 'terrible', 'terrific' begin with the same token.")
+    assert check_words(["terrible", "great"], [(5, 6), (9,)]) is None
+    train(config(label_words=["great good", "great fine"], steps=1, eval=None), Console())
+    assert "Label words 'great good', 'great fine' begin with the same token" in capsys.readouterr().err
 
 
 def test_papers_own_rates_are_not_called_out() -> None:

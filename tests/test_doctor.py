@@ -11,6 +11,7 @@ import torch
 
 from zotune import doctor
 from zotune.doctor import examine
+from zotune.versions import Old
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,13 @@ def test_versions_and_figures() -> None:
     """The versions are those of the libraries, and every finding says something."""
     assert torch.__version__.split("+")[0] in named("versions")["value"]
     assert all(each["value"] for each in examine()["findings"])
+
+
+def test_old_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is too old is named with the command that mends it, and then all is not well."""
+    monkeypatch.setattr(doctor, "outdated", lambda: [Old("transformers", "4.40.0", "5")])
+    assert named("versions")["remedy"].endswith("Remedy: pip install -U 'transformers>=5'.")
+    assert "transformers 4.40.0 is installed" in named("versions")["remedy"] and examine()["ok"] is False
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from zotune.config import OPTIONS
 from zotune.errors import ConfigError, DataError
-from zotune.resolve import FILES, check_files, read_file, resolve
+from zotune.resolve import ALIASES, FILES, check_files, nearest, read_file, resolve
 
 BASE: dict[str, Any] = {"model": "m", "train": "train.jsonl", "output_dir": "out"}
 ACCEPTED = {"mezo": {"law"}, "lozo": {"rank", "interval", "law"}}
@@ -63,7 +64,15 @@ def test_nested_flag_wins_over_a_flat_key_of_the_file(file: Path) -> None:
             "model: m\nbatchsize: 4\n",
             r"run.yaml line 2: unknown option 'batchsize'. The nearest is 'batch_size'",
         ),
-        ("model: m\nlearning-rate: 4\n", r"line 2: unknown option 'learning-rate'"),
+        ("model: m\nlearning-rate: 4\n", r"line 2: unknown option 'learning-rate'. The nearest is 'lr'"),
+        ("model: m\nLearning_Rate: 4\n", r"line 2: unknown option 'Learning_Rate'. The nearest is 'lr'"),
+        ("model: m\nepsilon: 4\n", r"unknown option 'epsilon'. The nearest is 'eps'"),
+        ("model: m\nbatch: 4\n", r"unknown option 'batch'. The nearest is 'batch_size'"),
+        ("model: m\nmodel_name_or_path: x\n", r"The nearest is 'model'"),
+        (
+            "model: m\nnum_train_epochs: 4\n",
+            r"Training is counted in 'steps': an epoch is as many as there are rows, di",
+        ),
         (
             "rnak: 2\nmethod: lozo\n",
             r"line 1: unknown option 'rnak'. The nearest is 'rank'.*takes interval, law, rank",
@@ -103,6 +112,12 @@ def test_errors_of_flags(flags: dict[str, Any], message: str) -> None:
     """Flags are checked the same way."""
     with pytest.raises(ConfigError, match=message):
         resolve(BASE | flags, None, accepts)
+
+
+def test_what_others_call_an_option_is_one() -> None:
+    """Every alias leads to an option, and none of them is one itself."""
+    assert set(ALIASES.values()) <= set(OPTIONS) and not set(ALIASES) & set(OPTIONS)
+    assert nearest("learning_rate", {"rank"}) == ""  # not where there is no such option
 
 
 def test_required_options_are_asked_for() -> None:

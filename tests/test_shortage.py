@@ -12,11 +12,12 @@ from tests.courses import before_step
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, OutOfMemory
+from zotune.forecast import foreseen
 from zotune.journal import StepRecord
 from zotune.journal import read as read_journal
 from zotune.machine import is_shortage
 from zotune.session import Session
-from zotune.shortage import explain, explained
+from zotune.shortage import _room, _smaller, explain, explained
 from zotune.train import resume, train
 from zotune.watch import Quiet
 
@@ -90,7 +91,7 @@ def test_the_message_compares_foreseen_and_taken(
 def test_the_largest_part_decides_the_remedy(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept activations are given up first; a method that must see whole batches is not told to split them."""
     terms = {"runtime": 9, "weights": 5, "activations": 1, "reused": 1, "state": 1, "loading": 0, "peak": 12}
-    monkeypatch.setattr("zotune.shortage.foreseen", lambda _: terms)
+    monkeypatch.setattr("zotune.shortage.foreseen", lambda _, **places: terms)
     session = Session(config()).begin()
 
     def remedy() -> str:
@@ -106,6 +107,32 @@ def test_the_largest_part_decides_the_remedy(config: Config, monkeypatch: pytest
     assert "another method" in remedy()
     session = Session(config(method="agzo")).begin()
     assert "--rows-per-forward" not in remedy()
+
+
+def test_the_rows_are_those_that_fit(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of them where that is foreseen to fit, else the most that do; where nothing does, it is said."""
+    session = Session(config(batch_size=16, eval_batch_size=16)).begin()
+    session.held_bytes = 0  # beside so small a model the libraries are all there is
+    monkeypatch.setattr("zotune.forecast.kept", lambda *_: None)
+    peaks = {
+        rows: foreseen(session, rows_per_forward=rows, eval_batch_size=2 * rows)["peak"]  # type: ignore[index]
+        for rows in (8, 4, 2, 1)
+    }
+    assert peaks[8] > peaks[4] > peaks[2] > peaks[1]
+    for rows, peak in peaks.items():
+        flags, found = _smaller(session, 8, peak)
+        assert flags == f"--rows-per-forward {rows} --eval-batch-size {2 * rows}" and found == peak
+    assert _smaller(session, 8, 1.0) == ("--rows-per-forward 1 --eval-batch-size 2", peaks[1])
+    session.held_bytes = 10**9  # fewer rows would not help
+    assert _smaller(session, 8, 1.0)[0] == "--rows-per-forward 8 --eval-batch-size 16"
+
+
+def test_the_room_is_what_there_is(config: Config) -> None:
+    """What is held and free; where that should have been enough and was not, what the process got."""
+    session = Session(config()).begin()
+    large, small = {"peak": 10**15}, {"peak": 1}
+    assert _room(session, large, 10**9, 10**12) == pytest.approx(0.95 * 10**12, rel=0.1)
+    assert _room(session, small, 10**9, 10**12) == 10**9
 
 
 def test_other_errors_pass(config: Config) -> None:

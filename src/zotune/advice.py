@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean, pvariance
 from typing import final
 
@@ -32,6 +32,18 @@ def check_lr(lr: float, trained: int, method: str, scope: str) -> str | None:
         f"Warning: lr {lr:g} may suit Adam. With forward passes only, the more weights are trained the smaller it must "
         f"be: of {method} on {trained:,} no rate above {most(method, trained):.0e} is known to learn. Remedy: `zotune "
         f"tune`, which measures it, or a smaller --lr; the preset for {found.mode} is {found.lr:g}."
+    )
+
+
+def check_words(words: Sequence[str], tokens: Sequence[Sequence[int]]) -> str | None:
+    """A sentence for label words of which several begin with the same token; `tokens`: those of each word."""
+    firsts = [each[0] for each in tokens]
+    same = [word for word, first in zip(words, firsts, strict=True) if firsts.count(first) > 1]
+    if not same:
+        return None
+    return (
+        f"Label words {', '.join(map(repr, same))} begin with the same token. They are told apart all the same: a word "
+        "is scored whole, by the mean of its tokens. Words of one token each would take shorter forwards."
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from zotune.demo.cache import cache_folder
 from zotune.machine import free_disk_bytes, free_memory_bytes, processor
+from zotune.versions import outdated
 from zotune.watch import size
 
 _LIBRARIES = ("zotune", "torch", "transformers", "tokenizers", "safetensors", "peft")
@@ -42,6 +43,9 @@ def _versions() -> Finding:
         f"Python {platform.python_version()}",
         *(f"{name} {version or 'absent'}" for name, version in known.items()),
     ]
+    old = outdated()
+    if old:
+        return Finding("versions", ", ".join(said), " ".join(each.said() for each in old))
     return Finding(
         "versions",
         ", ".join(said),

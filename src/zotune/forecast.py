@@ -7,6 +7,7 @@ allocate and compute.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -45,19 +46,21 @@ class Cost:
     seconds: float
 
 
-def foreseen(session: Session) -> dict[str, int] | None:
+def foreseen(session: Session, **places: Any) -> dict[str, int] | None:
     """Bytes by term, and their peak, of a session that has begun; None where a forward on meta tells nothing.
 
-    `runtime` lacks what libraries take in their first step, as long as `zotune plan` has not measured the machine.
+    `places`: options in place of its own that a run may go on with, such as rows_per_forward. `runtime` lacks what
+    libraries take in their first step, as long as `zotune plan` has not measured the machine.
     """
     if session.server is not None:  # what a server takes is not known
         return None
     shadow = copy.copy(session)
     group, shadow.group, shadow.offload, shadow.pool = session.group, None, None, None
+    shadow.config = dataclasses.replace(session.config, **places)
     try:
         shadow.model = meta_model(session.config)
         optimizer = shadow.build()
-        c = session.config
+        c = shadow.config
         machine = kept(session.device, dtype_of(shadow.model), c.method, c.method_args)
         work = Work() if group is None else Work(group.size, c.parallel or "data")
         forecast = Forecast(shadow, optimizer, machine, work)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zotune.advice import check_lr
+from zotune.advice import check_lr, check_words
 from zotune.forecast import foreseen, said
 from zotune.presets import measured
 from zotune.presets import said as rates
@@ -86,6 +86,12 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
     if config.parallel is not None and group is None:
         does = "workers of a pool share the work" if session.pool is not None else "this process does all the work"
         watch.say(f"parallel {config.parallel} is not used: {does}. torchrun starts processes that share it.")
+    if (
+        config.label_words
+        and session.examples
+        and (told := check_words(config.label_words, session.examples[0].options))
+    ):
+        watch.say(told)
     warning = None if measured(config, lr) else check_lr(lr, count, config.method, config.scope)
     if warning:
         watch.say(warning)

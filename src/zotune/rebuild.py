@@ -64,10 +64,11 @@ def rebuild(header: dict[str, Any], model: nn.Module, **options: Any) -> ZerothO
                 "journal. Remedy: load the model the run began from, in the run's dtype."
             )
     recorded = header.get("scope_sha256")
-    if recorded is not None and recorded != scope_sha256(model, [p["name"] for p in header["parameters"]]):
+    here = None if recorded is None else scope_sha256(model, [p["name"] for p in header["parameters"]])
+    if here != recorded:
         raise RunError(
-            "the model's weights are not those the run began from (their sha256 differs from the journal's). "
-            "Remedy: load the base model again; a model that was already trained cannot be replayed onto."
+            f"the model's weights are not those the run began from: in scope their sha256 is {here}, the journal has "
+            f"{recorded}. Remedy: load the base model again; a model that was already trained cannot be replayed onto."
         )
     groups = [
         {"params": [named[name] for name in group["names"]], "weight_decay": group["weight_decay"]}

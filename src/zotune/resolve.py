@@ -19,11 +19,32 @@ from zotune.run import RunPaths
 MAX_FILE_BYTES = 2**20
 # The options that name what a run reads, all of which may lie elsewhere by now.
 FILES = ("model", "train", "eval", "task", "data_dir", "sensitive")
+# What transformers, TRL and other tools call an option: the letters alone would lead elsewhere, or nowhere.
+ALIASES: Mapping[str, str] = {
+    "learning_rate": "lr", "epsilon": "eps", "zo_eps": "eps", "perturbation": "eps", "batch": "batch_size",
+    "bs": "batch_size", "train_batch_size": "batch_size", "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size", "max_steps": "steps", "iterations": "steps",
+    "gradient_accumulation_steps": "micro_batch_size", "model_name_or_path": "model", "model_name": "model",
+    "base_model": "model", "dataset": "train", "data": "train", "train_file": "train", "validation_file": "eval",
+    "test": "eval", "test_file": "eval", "optimizer": "method", "optim": "method", "lr_scheduler": "lr_schedule",
+    "lr_scheduler_type": "lr_schedule", "scheduler": "lr_schedule", "max_seq_length": "max_length",
+    "seq_len": "max_length", "wd": "weight_decay", "report_to": "track", "save_steps": "snapshot_every",
+    "eval_steps": "eval_every", "prompt_template": "template", "verbalizer": "label_words", "precision": "dtype",
+    "torch_dtype": "dtype", "bf16": "dtype", "fp16": "dtype", "load_in_4bit": "quantize", "load_in_8bit": "quantize",
+}  # fmt: skip
+_EPOCHS = ("epochs", "epoch", "num_epochs", "num_train_epochs")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint with the most similar known name, empty when nothing is near."""
-    found = difflib.get_close_matches(name.replace("-", "_").lower(), sorted(known), n=1, cutoff=0.6)
+    """A hint with the most similar known name, or the one that means what other tools call so; empty when nothing is
+    near.
+    """
+    known, name = set(known), name.lstrip("-").replace("-", "_").lower()
+    if name in _EPOCHS and "steps" in known:
+        return " Training is counted in 'steps': an epoch is as many as there are rows, divided by batch_size."
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    if ALIASES.get(name) in known:
+        found = [ALIASES[name]]
     return f" The nearest is {found[0]!r}." if found else ""
 
 

@@ -29,6 +29,7 @@ from zotune.records import StepRecord
 from zotune.resolve import method_arguments, unknown_option
 from zotune.reuse import Reuse
 from zotune.run import RunPaths
+from zotune.versions import check_versions
 from zotune.watch import memory_bytes
 from zotune.weights import base_sha256
 
@@ -59,6 +60,7 @@ class Session:
         pool: Pool | None = None,
         server: Server | None = None,
     ) -> None:
+        check_versions()
         if config.method not in METHODS:
             raise ConfigError(f"unknown method {config.method!r}. Remedy: one of {', '.join(METHODS)}.")
         _check_arguments(config.method, config.method_args)

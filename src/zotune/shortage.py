@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 from zotune.errors import OutOfMemory
 from zotune.forecast import foreseen, said
 from zotune.machine import free_memory_bytes, is_shortage, peak_memory_bytes
 from zotune.session import Session
-from zotune.watch import size
+from zotune.watch import memory_bytes, size
+
+_SPARE = 0.95  # of the free memory, which a forecast may fill
+_HELPS = 0.99  # of a peak, below which another is worth smaller forwards
 
 
 @contextmanager
@@ -33,7 +39,16 @@ def explain(session: Session, error: BaseException) -> str:
     if terms is not None:
         parts.append(f"Foreseen: {said(terms)}; taken: {size(taken)}{'' if free is None else f', free: {size(free)}'}.")
     parts.append("No recorded step is lost.")
-    return " ".join([*parts, f"Remedy: {_remedy(session, terms)}"])
+    return " ".join([*parts, f"Remedy: {_remedy(session, terms, _room(session, terms, taken, free))}"])
+
+
+def _room(session: Session, terms: dict[str, int] | None, taken: int, free: int | None) -> float:
+    """Bytes that the process can have: what it holds and what is free, or, where that would have been enough and was
+    not, as under a limit of its own, what it got.
+    """
+    held = torch.cuda.memory_allocated(session.device) if session.device.type == "cuda" else memory_bytes()
+    there = held + _SPARE * (free or 0)
+    return taken if terms is not None and terms["peak"] <= there else there
 
 
 def _may_wait(session: Session) -> bool:
@@ -41,7 +56,27 @@ def _may_wait(session: Session) -> bool:
     return optimizer.parallel is None and optimizer.direction.may_wait and optimizer.rule.may_wait
 
 
-def _remedy(session: Session, terms: dict[str, int] | None) -> str:
+def _smaller(session: Session, rows: int, room: float) -> tuple[str, int | None]:
+    """Flags for `rows` or fewer in a forward, as many as are foreseen to fit, and the peak that is foreseen with them.
+    They are not halved again where that would hardly help.
+    """
+
+    def with_rows(rows: int) -> tuple[str, int | None]:
+        evals = max(1, min(session.config.eval_batch_size, 2 * rows))
+        terms = foreseen(session, rows_per_forward=rows, eval_batch_size=evals)
+        return f"--rows-per-forward {rows} --eval-batch-size {evals}", None if terms is None else terms["peak"]
+
+    flags, peak = with_rows(rows)
+    while rows > 1 and peak is not None and peak > room:
+        rows //= 2
+        fewer, less = with_rows(rows)
+        if less is None or less > _HELPS * peak:
+            break
+        flags, peak = fewer, less
+    return flags, peak
+
+
+def _remedy(session: Session, terms: dict[str, int] | None, room: float = math.inf) -> str:
     config = session.config
     resume = f"`zotune resume {shlex.quote(str(config.output_dir))}"
     rows = min(config.rows_per_forward or 2**32, max((len(unit) for unit in session.units), default=1))
@@ -51,11 +86,11 @@ def _remedy(session: Session, terms: dict[str, int] | None) -> str:
     splits = rows > 1 and not session.objective.set_level and not session.optimizer.direction.reads_inputs
     if largest == "reused":
         return f"{resume} --reuse-mb 0`: the same steps, kept activations are computed again."
-    smaller = (
-        f"{resume} --rows-per-forward {max(rows // 2, 1)} --eval-batch-size {max(config.eval_batch_size // 4, 1)}`"
-    )
+    flags, peak = _smaller(session, max(rows // 2, 1), room) if splits else ("", None)
+    smaller = f"{resume} {flags}`"
     if splits and largest == "activations":
-        return f"{smaller} goes on with the same steps, in smaller forwards."
+        told = "" if peak is None else f", about {size(peak)} foreseen{'' if peak <= room else ', which may not fit'}"
+        return f"{smaller} goes on with the same steps, in smaller forwards{told}."
     if largest == "weights" and config.offload is None and _may_wait(session):
         home = "cpu" if session.device.type == "cuda" else "disk"
         return f"{resume} --offload {home}`: the same steps, the model comes block by block."

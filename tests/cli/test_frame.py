@@ -16,6 +16,7 @@ import pytest
 from zotune import errors
 from zotune.cli import main
 from zotune.journal import Journal
+from zotune.versions import Old
 
 STOPPED = """
 import sys
@@ -96,6 +97,16 @@ def test_a_bug_keeps_its_traceback(fakes: Any, run_folder: Path, capsys: pytest.
     with pytest.raises(ZeroDivisionError):
         main(["resume", str(run_folder), "--json"])
     assert json.loads(capsys.readouterr().out) == {"error": "ZeroDivisionError: bug"}
+
+
+def test_an_old_library_is_named(cli: Any, fakes: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a library lacks because it is too old is no bug of ours: one line, and what to install."""
+    old = "transformers 4.51.3 is installed, and zotune needs 5 or newer. Remedy: pip install -U 'transformers>=5'."
+    monkeypatch.setattr("zotune.versions.outdated", lambda extras=True: [Old("transformers", "4.51.3", "5")])
+    fakes.results["resume"] = AttributeError("module 'transformers' has no attribute 'x'")
+    outcome = cli("resume", run_folder)
+    assert outcome.code == 2
+    assert outcome.stderr == f"zotune: AttributeError: module 'transformers' has no attribute 'x'. {old}\n"
 
 
 def test_ctrl_c_in_process(cli: Any, fakes: Any, run_folder: Path) -> None:

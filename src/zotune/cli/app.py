@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -38,6 +39,7 @@ from zotune.cli import (
     verify,
 )
 from zotune.cli.frame import fail
+from zotune.option import flag
 
 # Rich is switched off for help and errors: importing it takes longer than everything else that help needs.
 app = typer.Typer(
@@ -93,11 +95,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message(), file=sys.stderr)
             sys.exit(2)
-        text = " ".join(message().split()).rstrip(".?")
         name = next((word for word in arguments if word in NAMES), "")
+        flags = {parameter.name for parameter in getattr(command, "commands", {})[name].params} if name else set()
+        text = _hinted(" ".join(message().split()).rstrip(".?"), getattr(error, "option_name", None), flags)
         remedy = f"Remedy: see `{' '.join(filter(None, ('zotune', name, '--help')))}`."
         sys.exit(fail(f"{text}. {remedy}", 2, as_json="--json" in arguments))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _hinted(said: str, unknown: str | None, flags: set[str]) -> str:
+    """What the parser says; of an option that there is not, with the nearest of the command's own, by its meaning."""
+    if unknown is None:
+        return said
+    from zotune.resolve import nearest
+
+    hint = nearest(unknown, flags).rstrip(".")
+    hint = re.sub("'(\\w+)'", lambda found: flag(found[1]), hint)
+    return f"No such option: {unknown}.{hint}" if hint else said
 
 
 NAMES = frozenset(command.name for command in app.registered_commands)

@@ -63,6 +63,8 @@ def _show(session: Session, found: dict[str, Any]) -> None:
 
 
 def _summary(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from zotune.advice import check_words
+
     yield "data", f"{found['data']}, {found['rows']:,} rows"
     yield "shape", found["shape"]
     yield "columns", ", ".join(found["columns"])
@@ -73,7 +75,11 @@ def _summary(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{lengths['shortest']} to {lengths['longest']} a row, half of them up to {lengths['median']:g}"
     yield "cut", f"{found['cut']} of {found['rows']} rows do not fit max_length {found['max_length']}"
     yield "scored", f"{found['scored']:,} tokens that are right"
-    for option, count in zip(found.get("label_tokens", ()), found.get("labels", ()), strict=True):
+    options = found.get("label_tokens", ())
+    told = check_words([option["text"].strip() for option in options], [option["ids"] for option in options])
+    if told:
+        yield "note", told
+    for option, count in zip(options, found.get("labels", ()), strict=True):
         yield repr(option["text"]), f"{' '.join(option['tokens'])} {option['ids']}, {count} rows"
 
 

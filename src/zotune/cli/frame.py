@@ -91,6 +91,10 @@ def execute(body: Callable[[Session], Any], as_json: bool, show: Callable[[Sessi
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
             raise typer.Exit(_left(session, fail(_out_of_memory(error), 8, as_json))) from None
+        from zotune.versions import explained
+
+        if (told := explained(error)) is not None:
+            raise typer.Exit(_left(session, fail(told, 2, as_json))) from error
         # A bug: its traceback is what helps, and a reader of stdout learns of it too.
         if as_json:
             print_json({"error": f"{type(error).__name__}: {error}"})
