@@ -19,7 +19,8 @@ test: $(VENV)/.installed-dev  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-quant: $(VENV)/.installed-dev $(VENV)/.installed-quant  ## the tests of packed bases, with their libraries
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/quantised tests/test_sensitive.py tests/test_examples.py
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/quantised tests/test_sensitive.py tests/test_examples.py \
+	  'tests/test_docs.py::test_page_runs[quantised.md]' tests/test_readme.py
 
 test-all: $(VENV)/.installed-dev  ## run the slow tests too, and the GPU tests where there is a GPU
 	$(BIN)/python -m pytest -n auto --dist worksteal -m ""

@@ -11,8 +11,6 @@ import contextlib
 import io
 import os
 import re
-import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,38 +21,26 @@ from typing import Any
 
 import pytest
 import torch
+import typer
+from tests.documentation import MACHINE, blocks, commands, fill, shortened
 from tests.tiny import save_tiny
 
-from zotune.calibrate import Machine
 from zotune.cli import main
+from zotune.cli.app import app
+from zotune.cli.options import values_of
 from zotune.config import TrainConfig
 from zotune.data.files import SUFFIXES
 from zotune.engines.vllm import installed
 from zotune.load import load_model
+from zotune.resolve import resolve
 from zotune.train import train
 from zotune.watch import Quiet
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(page for page in DOCS.glob("*.md") if page.stem != "adding-a-method")  # which has a test file of its own
-FENCE = re.compile(
-    r"^```(?:(?P<kind>sh|python)|\{code-block\} \w+\n:caption: (?P<file>\S+)\n)\n(?P<text>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
-# Installs, needs an index, the hub, Ray or a run of many steps, or measures the machine; each has tests of its own.
-NOT_RUN = ("pip install", "zotune demo", "zotune doctor", "zotune branch", "zotune pool")
+# Installs, needs an index, the hub or Ray, or measures the machine; each has tests of its own.
+NOT_RUN = ("pip install", "zotune demo", "zotune doctor", "zotune pool")
 FROM_THE_HUB = "--task"
-RATES = {1: 1e9, 1000: 1e10}
-
-
-def blocks(page: Path) -> list[re.Match[str]]:
-    return list(FENCE.finditer(page.read_text(encoding="utf-8")))
-
-
-def commands(text: str) -> list[list[str]]:
-    """The command lines of a block, as words; of one under torchrun, that of a process."""
-    lines = text.replace("\\\n", " ").splitlines()
-    split = [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
-    return [words[words.index("zotune") :] if "-m" in words else words for words in split]
 
 
 def run_script(file: str) -> None:
@@ -66,22 +52,12 @@ def run_script(file: str) -> None:
     subprocess.run([sys.executable, file], check=True, env=os.environ | alone)
 
 
-def shortened(words: list[str]) -> list[str]:
-    more = {"train": ["--steps", "3", "--threads", "1"], "plan": [], "tune": ["--directions", "2", "--threads", "1"]}
-    more["compare"] = more["train"]
-    return [*words[1:], *more.get(words[1], [])]
-
-
 @pytest.fixture
 def place(tmp_path: Path, tiny: Callable[[str], Path], movies: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model and rows, under the names that the pages use."""
-    for name in ("MODEL", "DIR_OR_HUB_ID"):
-        shutil.copytree(tiny("llama"), tmp_path / name)
-    shutil.copy(movies / "train.jsonl", tmp_path / "train.jsonl")
-    shutil.copy(movies / "eval.jsonl", tmp_path / "test.jsonl")
+    fill(tmp_path, tiny, movies)
     monkeypatch.chdir(tmp_path)
-    machine = Machine(1 << 20, 1 << 20, RATES, RATES, 1e-6, 1e-8, 1e-8)
-    monkeypatch.setattr("zotune.plan.calibrate", lambda *_: machine)
+    monkeypatch.setattr("zotune.plan.calibrate", lambda *_: MACHINE)
     return tmp_path
 
 
@@ -137,6 +113,20 @@ def test_page_runs(
     finally:
         torch.set_num_threads(threads)
     assert ran or FROM_THE_HUB in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_options_are_there(page: Path) -> None:
+    """Every command of a page has the options that the page gives it, also where it cannot run here."""
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for block in blocks(page):
+        for words in commands(block["text"]) if block["kind"] == "sh" else ():
+            if words[0] != "zotune":
+                continue
+            given = known[words[1]].make_context(words[1], words[2:]).params
+            if words[1] == "train" and given.pop("config") is None:
+                del given["as_json"]
+                resolve(values_of({name: value for name, value in given.items() if value}))
 
 
 def test_every_block_of_code_is_looked_at() -> None:
