@@ -192,6 +192,8 @@ def test_config_of(config: Config, tmp_path: Path) -> None:
         ("seed", "seed: 4 for 'else'"),
         ("method", "method: 'mezo' for 'else'"),
         ("arguments", "arguments: "),
+        ("fold_every", "fold_every: 1 for 'else'"),
+        ("blocks", "blocks: None for 'else'"),
         ("parameters", "parameters: "),
         ("groups", "groups: "),
     ],

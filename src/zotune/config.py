@@ -32,10 +32,18 @@ MOST_THREADS = 1024
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
 _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "calibrated")
 
-# What recorded losses were measured with. A branch of a run may change all other options for its steps to come.
+# What recorded losses were measured with, and what the header tells a replay to do with them. A branch of a run may
+# change all other options for its steps to come.
 FIXED = (
-    "bank_rank", "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model",
-    "prefix_tokens", "quantize", "queries", "scope", "seed", "weight_decay",
+    "bank_rank", "blocks", "dtype", "eps", "fold_every", "lora_alpha", "lora_rank", "lora_targets", "method",
+    "method_args", "model", "prefix_tokens", "quantize", "queries", "scope", "seed", "weight_decay",
+)  # fmt: skip
+# What decides the inputs of the layers in a step: a method that reads them is replayed with them, so a branch of its
+# runs cannot change these either. Held-out rows are among them: they have a say in whether candidates share a sequence.
+INPUTS = (
+    "train", "eval", "data_format", "task", "data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split",
+    "calibrated", "text_column", "label_column", "completion_column", "template", "label_words", "labels", "objective",
+    "reward", "metric", "max_new_tokens", "temperature", "stop", "batch_size", "micro_batch_size", "max_length",
 )  # fmt: skip
 
 

@@ -333,7 +333,7 @@ def check_same(recorded: dict[str, Any], now: dict[str, Any], paths: RunPaths) -
         "eval_sha256": "the held-out rows have changed",
         "scope_sha256": "the initial weights in scope have changed",
     }
-    for key in ("method", "arguments", "seed", "parameters", "groups", *said):
+    for key in ("method", "arguments", "seed", "fold_every", "blocks", "halve_eps", "parameters", "groups", *said):
         if key in recorded and recorded[key] != now.get(key):
             what = said.get(key, f"{key}: {now.get(key)!r} for {recorded[key]!r}")
             hashes = f" ({str(now.get(key))[:16]}, it was {str(recorded[key])[:16]})" if key.endswith("_sha256") else ""

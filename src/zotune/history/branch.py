@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zotune.config import FIXED, NEVER_FROM_FILE, TrainConfig
+from zotune.config import FIXED, INPUTS, NEVER_FROM_FILE, TrainConfig
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.history.steps import check_step, count_steps, first_steps, hash_at, make_folder
 from zotune.journal import read as read_journal
+from zotune.methods import METHODS
 from zotune.nonfinite import skipped
 from zotune.records import StepRecord, encode, encode_header
-from zotune.resolve import resolve
+from zotune.resolve import config_of, resolve
 from zotune.run import RunPaths
 
 
@@ -22,7 +23,8 @@ def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, An
     """Make the run folder `to` with the first `step` steps of `run` (None: all of them) and changed options.
 
     `zotune resume` continues it. The parent is only read. Raises RunError for a step that the run has not and for a
-    folder `to` with content, ConfigError for an option of FIXED and for values that are wrong.
+    folder `to` with content, ConfigError for an option of FIXED, for one of INPUTS where the method reads the layers'
+    inputs, and for values that are wrong.
     """
     begun = time.perf_counter()
     paths = RunPaths(run).check()
@@ -76,9 +78,18 @@ def _config(paths: RunPaths, header: dict[str, Any], to: Path, changes: Mapping[
             f"{', '.join(fixed)} cannot be changed by a branch: the shared steps were taken with it. "
             "Remedy: start another run; --to names the folder."
         )
+    method = config_of(paths).method
+    reads = method in METHODS and not METHODS[method].replayable
+    read = sorted(set(INPUTS) & set(changes)) if reads else []
+    if read:
+        raise ConfigError(
+            f"{', '.join(read)} cannot be changed by a branch: {method} reads the layers' inputs, and a replay of the "
+            "shared steps needs the same ones. Remedy: start another run."
+        )
     config = resolve({**changes, "output_dir": to}, paths.config).absolute()
     recorded, now = header.get("config", {}), config.course()
-    edited = [name for name in FIXED if name in recorded and recorded[name] != now[name]]
+    kept = (*FIXED, *(INPUTS if reads else ()))
+    edited = [name for name in kept if name in recorded and name in now and recorded[name] != now[name]]
     if edited:
         raise RunError(
             f"{paths.config} was changed since the run began: {', '.join(edited)}. Remedy: restore it, then branch."
