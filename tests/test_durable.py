@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zotune.durable import json_line, write_all, write_file
+from zotune.durable import is_full, json_line, write_all, write_file
 
 
 def test_write_file_replaces(tmp_path: Path) -> None:
@@ -33,6 +33,20 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    """The next write to the same name clears it away; of a living process, and of another name, it stays."""
+    gone, other, living = ".a.txt.4194305.tmp", ".ab.txt.4194305.tmp", f".a.txt.{os.getppid()}.tmp"
+    for name in (gone, other, living, ".a.txt.mine.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    write_file(tmp_path / "a.txt", b"x")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", other, living, ".a.txt.mine.tmp"}
+
+
+def test_full_is_told_from_forbidden() -> None:
+    """No space, no quota and a limit on a file's size are one kind; a read-only folder is another."""
+    assert [is_full(OSError(number, "")) for number in (28, 122, 27, 30, 13)] == [True, True, True, False, False]
 
 
 def test_content_and_folder_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,16 @@ Needs only the standard library.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
+
+from zotune.processes import is_gone
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,6 +50,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: written aside, synced, renamed, folder synced. Raises OSError."""
+    tidy(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -58,6 +64,20 @@ def write_file(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def tidy(path: Path) -> None:
+    """Delete what processes that are gone left of a `write_file` to `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and is_gone(int(pid)):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room for what was written, on the disk or within a limit on it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def json_line(value: Any) -> str:

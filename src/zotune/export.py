@@ -18,7 +18,6 @@ from zotune.aside import whole_folder
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
 from zotune.head import untie
-from zotune.journal import read
 from zotune.load import load_to_replay, load_tokenizer, quiet
 from zotune.model_folder import refuse_filled
 from zotune.quantised.layers import packed_layers
@@ -144,7 +143,7 @@ def publish(to: Path, fill: Callable[[Path], None], force: bool = False) -> int:
 
 def _copy_in_scope(paths: RunPaths, model: nn.Module) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
-    names = [parameter["name"] for parameter in read(paths.journal)[0]["parameters"]]
+    names = [parameter["name"] for parameter in paths.recorded()[0].get("parameters", [])]
     return {name: named[name].detach().clone() for name in names if name in named}
 
 

@@ -7,7 +7,6 @@ sees what that would allocate and compute, `calibrate.py` knows what this machin
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from zotune.engines.served import check_served
 from zotune.forecast import Forecast, dtype_of
 from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
+from zotune.logged import timing_of
 from zotune.machine import free_disk_bytes, free_memory_bytes
 from zotune.optimizer import ZerothOrder
 from zotune.records import encode, encode_header
@@ -111,8 +111,7 @@ def _disk(session: Session, optimizer: ZerothOrder, offload: Sizes | None) -> di
 def _measured(run: Path) -> dict[str, Any]:
     """What a finished run wrote down: peak_memory_bytes, seconds, journal_bytes."""
     paths = RunPaths(run).check()
-    lines = paths.timing.read_text(encoding="utf-8").splitlines() if paths.timing.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = timing_of(paths.timing)
     return {
         "peak_memory_bytes": max((row.get("peak_memory_bytes", 0) for row in rows), default=None),
         "train_seconds": sum(row["seconds"] for row in rows) if rows else None,

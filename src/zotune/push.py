@@ -16,7 +16,6 @@ from zotune.errors import ConfigError, UserError
 from zotune.export import export, publish
 from zotune.history.copy import copy
 from zotune.history.steps import count_steps, hash_at
-from zotune.journal import read as read_journal
 from zotune.methods import METHODS
 from zotune.resolve import config_of
 from zotune.run import RunPaths
@@ -86,7 +85,7 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
     """The model card: what was trained on what, how well it did, and how to rebuild it."""
     from huggingface_hub import ModelCardData
 
-    header, records, _ = read_journal(paths.journal)
+    header, records, _ = paths.recorded()
     steps = count_steps(records)
     local = Path(config.model).is_dir()
     libraries = {"merge": "transformers", "adapter": "peft"}

@@ -81,10 +81,11 @@ def _cards(runs: Sequence[RunData]) -> str:
     for index, run in enumerate(runs):
         first, last = (run.evals[0], run.evals[-1]) if run.evals else ({}, {})
         if last.get("accuracy") is not None:
-            main = f"{_percent(first['accuracy'])} → <b>{_percent(last['accuracy'])}</b>"
+            before = "-" if first.get("accuracy") is None else _percent(first["accuracy"])
+            main = f"{before} → <b>{_percent(last['accuracy'])}</b>"
             below = f"accuracy on {last['examples']:,} held-out rows, 95 % interval {_interval(last)}"
         elif name := next((key for key in SCORES if last.get(key) is not None), None):
-            main = f"{_number(first.get(name, math.nan)):.3f} → <b>{_number(last[name]):.3f}</b>"
+            main = f"{first.get(name) or math.nan:.3f} → <b>{last[name]:.3f}</b>"
             below = f"{name.replace('_', ' ')} on {last['examples']:,} held-out rows"
         elif last:
             main = f"{first['loss']:.4f} → <b>{last['loss']:.4f}</b>"
@@ -101,8 +102,8 @@ def _cards(runs: Sequence[RunData]) -> str:
 
 
 def _loss_plot(runs: Sequence[RunData]) -> str:
-    curves = [_grouped([(row["step"], _number(row["loss"])) for row in run.steps]) for run in runs]
-    points = [[(row["step"], _number(row["loss"])) for row in run.evals] for run in runs]
+    curves = [_grouped([(row["step"], row["loss"]) for row in run.steps]) for run in runs]
+    points = [[(row["step"], row["loss"]) for row in run.evals] for run in runs]
     values = [y for curve in (*curves, *points) for _, y in curve]
     scored = any(run.config.get(name) for run in runs for name in ("reward", "metric", "objective"))
     unit = "loss (minus the score)" if scored else "loss in nats"
@@ -120,18 +121,23 @@ def _accuracy_plot(runs: Sequence[RunData]) -> str:
     scored = [[row for row in run.evals if row.get("accuracy") is not None] for run in runs]
     if not any(scored):
         return ""
-    values = [row[key] for rows in scored for row in rows for key in ("low", "high")]
+    values = [
+        row["accuracy"] if row.get(key) is None else row[key]
+        for rows in scored
+        for row in rows
+        for key in ("low", "high")
+    ]
     plot = Plot((0, _most_steps(runs)), bounds(values, 0.1), "step", "accuracy", percent_y=True, height=240)
     for index, (run, rows) in enumerate(zip(runs, scored, strict=True)):
         plot.line([row["step"] for row in rows], [row["accuracy"] for row in rows], index, f"{run.name} accuracy")
         for row in rows:
             title = f"{run.name}, step {row['step']}: {_percent(row['accuracy'])} ({_interval(row)})"
-            plot.point(row["step"], row["accuracy"], index, title, row["low"], row["high"])
+            plot.point(row["step"], row["accuracy"], index, title, row.get("low"), row.get("high"))
     return plot.svg("Accuracy on held-out rows by step, with 95 % intervals")
 
 
 def _gradient_plot(runs: Sequence[RunData]) -> str:
-    drawn = [[_number(row["projected_gradient"]) for row in run.steps] for run in runs]
+    drawn = [[row["projected_gradient"] for row in run.steps] for run in runs]
     finite = [value for values in drawn for value in values if math.isfinite(value)]
     if not finite:
         return ""
@@ -167,7 +173,7 @@ def _eval_table(runs: Sequence[RunData]) -> str:
             f"{row['step']:,}",
             "-" if row.get("accuracy") is None else _percent(row["accuracy"]),
             "-" if row.get("accuracy") is None else _interval(row),
-            f"{_number(row['loss']):.4f}",
+            f"{row['loss']:.4f}",
             f"{row['examples']:,}",
         )
         for index, run in enumerate(runs)
@@ -261,16 +267,13 @@ def _percent(share: float) -> str:
 
 
 def _interval(row: dict[str, Any]) -> str:
+    if row.get("low") is None or row.get("high") is None:
+        return "-"
     return f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
 
 
-def _number(value: Any) -> float:
-    """A number of metrics.jsonl, where NaN and infinities stand as text."""
-    return float(value)
-
-
 def _tail(run: RunData) -> float:
-    return median(_number(row["loss"]) for row in run.steps[-20:])
+    return float(median(row["loss"] for row in run.steps[-20:]))
 
 
 def _most_steps(runs: Sequence[RunData]) -> float:

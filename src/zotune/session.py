@@ -16,6 +16,7 @@ from zotune.data.source import Part, load_source
 from zotune.dominant import dominant_layer
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.evaluate import Evaluation, evaluate
+from zotune.header import beyond
 from zotune.load import device_of, load_model, load_tokenizer, offloaded
 from zotune.methods import METHODS, accepts
 from zotune.nonfinite import replay_step, skipped
@@ -284,6 +285,8 @@ def _check_arguments(method: str, arguments: dict[str, Any]) -> None:
     for name, value in arguments.items():
         if name not in accepted:
             raise unknown_option(name, method, accepted)
+        if most := beyond(name, value):
+            raise ConfigError(f"{name} is {value!r}, beyond {most:g}. Remedy: a smaller one.")
         try:
             TypeAdapter(known.get(name, Any)).validate_python(value, strict=True)
         except ValidationError as error:

@@ -21,6 +21,7 @@ from zotune.distributed.sharded import gathered
 from zotune.engines.served import server_of
 from zotune.engines.server import Server
 from zotune.errors import ConfigError, RunError
+from zotune.header import check_parts
 from zotune.heading import say_header, say_versions
 from zotune.journal import HashRecord, Journal, StepRecord
 from zotune.machine import peak_memory_bytes
@@ -190,6 +191,7 @@ def _continue(
     pool: Pool | None = None,
     server: Server | None = None,
 ) -> dict[str, Any]:
+    check_parts(journal.header)
     with server_of(config, server, alone=group is None and pool is None) as server:
         session = Session(config, functions=functions, group=group, pool=pool, server=server)
         with explained(session):

@@ -73,9 +73,10 @@ def from_json(value: Any, name: str) -> Any:
         return value
     try:
         found = json.loads(value)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, thousands of brackets
+        reason = getattr(error, "msg", None) or error
         raise DataError(
-            f"column {name!r} holds {value[:60]!r}, which is no JSON ({error.msg}). "
+            f"column {name!r} holds {value[:60]!r}, which is no JSON ({reason}). "
             "Remedy: write the list or object as JSON."
         ) from None
     if "\\u" in value and not encodable(found):

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from zotune.config import FIXED, INPUTS, NEVER_FROM_FILE, TrainConfig
+from zotune.data.source import load_source
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.history.steps import check_step, count_steps, first_steps, hash_at, make_folder
-from zotune.journal import read as read_journal
 from zotune.methods import METHODS
 from zotune.nonfinite import skipped
 from zotune.records import StepRecord, encode, encode_header
 from zotune.resolve import config_of, resolve
 from zotune.run import RunPaths
+
+# What decides the rows of a task.
+_OF_TASKS = ("task", "data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "eval")
 
 
 def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, An
     begun = time.perf_counter()
     paths = RunPaths(run).check()
     data = paths.journal.read_bytes()
-    header, records, _ = read_journal(paths.journal)
+    header, records, _ = paths.recorded()
     step = count_steps(records) if step is None else step
     check_step(paths.folder, step, records)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -42,7 +45,7 @@ def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, An
     new = {
         **header,
         "config": config.course(),
-        **{f"{name}_sha256": _sha256(getattr(config, name)) for name in ("train", "eval") if name in changes},
+        **_rows(config, changes),
         "branch": {"step": step, "journal_sha256": hashlib.sha256(data).hexdigest()},
     }
     shared = first_steps(records, step)
@@ -95,6 +98,14 @@ def _config(paths: RunPaths, header: dict[str, Any], to: Path, changes: Mapping[
             f"{paths.config} was changed since the run began: {', '.join(edited)}. Remedy: restore it, then branch."
         )
     return config
+
+
+def _rows(config: TrainConfig, changes: Mapping[str, Any]) -> dict[str, str]:
+    """The header's hashes of the rows that the changes replace. Those of a task are read for it."""
+    if config.task is not None and set(changes) & set(_OF_TASKS):
+        source = load_source(config)
+        return {"train_sha256": source.first.sha256, "eval_sha256": source.eval.sha256 if source.eval else ""}
+    return {f"{name}_sha256": _sha256(getattr(config, name)) for name in ("train", "eval") if name in changes}
 
 
 def _sha256(path: Path | None) -> str:
