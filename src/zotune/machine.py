@@ -40,9 +40,16 @@ def is_shortage(error: BaseException) -> bool:
     """Whether this is what Python or torch raise where memory ran out."""
     import torch
 
-    # For the CPU torch has no class of its own, and none for what cuBLAS allocates itself.
-    said = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
+    # For the CPU torch has no class of its own, and none for what cuBLAS allocates itself; of a file that is mapped the
+    # system says that there is no room for it.
+    said = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED", "Cannot allocate memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in said)
+
+
+def shortage_said(error: BaseException) -> str:
+    """The first sentence of such an error, without a full stop and the place in torch's sources."""
+    first = (str(error).strip() or "out of memory").splitlines()[0].rstrip(".")
+    return first.rpartition("] err == 0. ")[2]
 
 
 def is_fault(error: BaseException) -> bool:

@@ -38,10 +38,13 @@ def read_plain(path: Path, most: int = MOST, follow: bool = False) -> bytes:
     return data
 
 
-def parse_json(data: bytes) -> Any:
-    """The value of strict JSON in UTF-8: no byte order mark, no NaN. Raises ValueError, also for depth and digits."""
+def parse_json(data: bytes, constants: bool = False) -> Any:
+    """The value of strict JSON in UTF-8: no byte order mark, and NaN and infinities only with `constants`.
+
+    Raises ValueError, also for brackets and numbers of thousands of characters.
+    """
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse)
+        return json.loads(data.decode("utf-8"), parse_constant=None if constants else _refuse)
     except RecursionError:
         raise ValueError("it nests too deep") from None
 

@@ -19,6 +19,7 @@ from zotune.head import head_parameters
 from zotune.quantised.layers import packed_layers
 
 _NORM = re.compile(r"norm", re.IGNORECASE)
+_NUMBER = re.compile("[0-9]{1,9}")
 # Parts that say where a parameter lies, and mean every weight there.
 _PLACES = ("full", "last", "block")
 
@@ -68,9 +69,9 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
         return {name for name in named if name.rpartition(".")[2] == "quant_scale"}
     if part == "head":
         return head_parameters(model) & set(named)
-    if kind == "last" and argument.isdigit() and int(argument) > 0:
+    if kind == "last" and _NUMBER.fullmatch(argument) and int(argument) > 0:
         return _last(model, named, int(argument))
-    if kind == "block" and argument.isdigit():
+    if kind == "block" and _NUMBER.fullmatch(argument):
         return _block(model, named, int(argument))
     if kind == "regex" and argument:
         try:

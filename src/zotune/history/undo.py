@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from zotune.errors import RunError
 from zotune.history.steps import count_steps, first_steps, hash_at, make_folder, shortened
 from zotune.journal import read as read_journal
 from zotune.run import RunFolder, RunPaths
+from zotune.snapshot import discard
 
 
 def undo(run: str | Path, steps: int) -> dict[str, Any]:
@@ -59,6 +60,6 @@ def _keep(paths: RunPaths) -> Path:
 def _drop_snapshots(folder: Path, after: int) -> None:
     for path in folder.glob("step-*"):
         if path.name[5:].isdecimal() and int(path.name[5:]) > after:
-            shutil.rmtree(path, ignore_errors=True)
-            if path.exists():
+            discard(path)
+            if os.path.lexists(path):
                 raise RunError(f"{path} cannot be deleted. Remedy: delete it, then undo again.")
