@@ -122,10 +122,18 @@ def test_damaged_config(config: Config, tiny: Callable[[str], Path], tmp_path: P
     """So is a config.json that is no JSON, and one of another size than the weights."""
     model = _copy(tiny, tmp_path / "m")
     settings = json.loads((model / "config.json").read_text())
-    for text in ("{", "[]", json.dumps({"model_type": "no-such"}), json.dumps({**settings, "hidden_size": 32})):
+    for text in ("{", "[]", "[" * 100_000, "3"):
         (model / "config.json").write_text(text)
-        with pytest.raises(UserError, match="the model of .*/m' cannot be loaded"):
+        with pytest.raises(UserError, match="m/config.json (cannot be read|is no config of a model).*Remedy"):
             load_model(config(model=str(model)))
+    gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    for other in ({"hidden_size": 32}, {"hidden_size": "x"}, {"hidden_act": []}, {"num_attention_heads": 0}, gptq):
+        (model / "config.json").write_text(json.dumps({**settings, **other}))
+        with pytest.raises(UserError, match="the model of .*/m' cannot be loaded: .* Remedy"):
+            load_model(config(model=str(model)))
+    (model / "config.json").write_text(json.dumps({"model_type": "no-such"}))
+    with pytest.raises(UserError, match="the model of .*/m' cannot be loaded"):
+        load_model(config(model=str(model)))
 
 
 def test_missing_weights(config: Config, tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -158,7 +166,7 @@ def test_no_tokenizer(config: Config, tiny: Callable[[str], Path], tmp_path: Pat
         load_tokenizer(config(model=str(model)))
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "no-such", "mps:0"])
+@pytest.mark.parametrize("name", ["cuda:99", "no-such", "mps:0", "meta"])
 def test_device_that_is_not_there(config: Config, name: str) -> None:
     """A device that torch does not have is named with what works."""
     with pytest.raises(ConfigError, match=f"device '{name}' cannot be used: .* Remedy: --device cpu or auto"):

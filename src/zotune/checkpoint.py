@@ -7,10 +7,10 @@ snapshot of the hub's cache to the cache's blobs, as the hub's own library makes
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ _COUNTED = re.compile(r"(^|_)(layers?|blocks?|experts?|depths?)$")
 _MOST_PARTS = 10_000
 
 PICKLED = (
-    "convert it where you trust it: transformers' `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)` writes "
-    "safetensors"
+    "convert it where you trust it: `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)` of transformers "
+    "writes safetensors"
 )
 
 
@@ -100,9 +100,8 @@ def _from_hub(model: str, weights: bool) -> Path | None:
 
 
 def _offline() -> bool:
-    from transformers.utils.hub import is_offline_mode
-
-    return bool(is_offline_mode())
+    hub: Any = import_module("transformers.utils.hub")
+    return bool(hub.is_offline_mode())
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -134,12 +133,12 @@ def _check_index(path: Path) -> None:
     names = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(names, dict):
         raise UserError(f"{path} is not an index of weights. Remedy: restore it from a copy.")
-    for name in {str(value) if not isinstance(value, str) else value for value in names.values()}:
+    for name in names.values():
         _check_name(path, name)
 
 
-def _check_name(path: Path, name: str) -> None:
-    if os.path.basename(name) != name or name in ("", ".", "..") or set(name) & set("/\\\0"):
+def _check_name(path: Path, name: Any) -> None:
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise UserError(f"{path} names the file {name!r}, outside its folder. Remedy: restore it from a copy.")
     if not name.endswith((".safetensors", _INDEX)):
         raise UserError(f"{path} names the file {name!r}, which is not safetensors. Remedy: {PICKLED}.")
@@ -151,7 +150,7 @@ def _check_config(path: Path) -> None:
         raise UserError(f"{path} is no config of a model. Remedy: restore it from a copy.")
     named = found.get("transformers_weights")
     if named is not None:
-        _check_name(path, str(named))
+        _check_name(path, named)
     layers = experts = 1
     for key, value in _counts(found):
         if value > _MOST_PARTS:

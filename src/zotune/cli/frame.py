@@ -155,8 +155,8 @@ def _out_of_memory(error: Exception) -> str:
     from zotune.machine import shortage_said
 
     return (
-        f"{shortage_said(error)}. No recorded step is lost. Remedy: `zotune plan` with the same options says which part "
-        "is the largest; a smaller --rows-per-forward or --eval-batch-size, or --dtype bfloat16, needs less."
+        f"{shortage_said(error)}. No recorded step is lost. Remedy: `zotune plan` with the same options says which "
+        "part is the largest; a smaller --rows-per-forward or --eval-batch-size, or --dtype bfloat16, needs less."
     )
 
 
