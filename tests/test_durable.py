@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zotune.durable import is_full, json_line, write_all, write_file
+from zotune.durable import json_line, write_all, write_file
 
 
 def test_write_file_replaces(tmp_path: Path) -> None:
@@ -42,11 +42,6 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"half")
     write_file(tmp_path / "a.txt", b"x")
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", other, living, ".a.txt.mine.tmp"}
-
-
-def test_full_is_told_from_forbidden() -> None:
-    """No space, no quota and a limit on a file's size are one kind; a read-only folder is another."""
-    assert [is_full(OSError(number, "")) for number in (28, 122, 27, 30, 13)] == [True, True, True, False, False]
 
 
 def test_content_and_folder_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

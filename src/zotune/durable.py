@@ -6,7 +6,6 @@ Needs only the standard library.
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import json
 import math
@@ -73,11 +72,6 @@ def tidy(path: Path) -> None:
         if pid.isdecimal() and is_gone(int(pid)):
             with contextlib.suppress(OSError):
                 left.unlink()
-
-
-def is_full(error: OSError) -> bool:
-    """Whether there was no room for what was written, on the disk or within a limit on it."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def json_line(value: Any) -> str:

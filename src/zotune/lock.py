@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
-from zotune.durable import is_full, write_file
+from zotune.disk import refusal
+from zotune.durable import write_file
 from zotune.errors import RunError
 from zotune.plain import is_count, parse_json, read_plain
 from zotune.processes import process_started
@@ -65,8 +66,7 @@ class FolderLock:
                 _refuse_if_held(path)
                 write_file(path, json.dumps(owner).encode())
         except OSError as error:
-            remedy = "free space there" if is_full(error) else "change its permissions, or use another folder"
-            raise RunError(f"{folder} cannot be written: {error.strerror}. Remedy: {remedy}.") from error
+            raise refusal(str(folder), error, "change its permissions, or use another folder") from error
         return cls(path, owner)
 
     def release(self) -> None:

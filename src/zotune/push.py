@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zotune.config import TrainConfig
+from zotune.disk import written
 from zotune.errors import ConfigError, UserError
 from zotune.export import export, publish
 from zotune.history.copy import copy
 from zotune.history.steps import count_steps, hash_at
 from zotune.methods import METHODS
+from zotune.model_folder import refuse_filled
 from zotune.resolve import config_of
 from zotune.run import RunPaths
 from zotune.watch import Watch
@@ -46,9 +48,12 @@ def push(
     _check_name(repo)
     paths = RunPaths(run).check()
     config = config_of(paths, trust_remote_code)
+    if to is not None:
+        refuse_filled(to, force=False)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "repository"
-        found = _fill(paths, folder, config, repo, content, watch, trust_remote_code)
+        with written(folder, "set TMPDIR to a folder that can be written"):
+            found = _fill(paths, folder, config, repo, content, watch, trust_remote_code)
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         if to is not None:
             found["bytes"] = publish(to, lambda aside: _copied(folder, aside))
@@ -86,7 +91,7 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
     from huggingface_hub import ModelCardData
 
     header, records, _ = paths.recorded()
-    steps = count_steps(records)
+    steps, unknown = count_steps(records), "not recorded"
     local = Path(config.model).is_dir()
     libraries = {"merge": "transformers", "adapter": "peft"}
     data = ModelCardData(
@@ -99,7 +104,7 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
     lines = [
         "---", data.to_yaml(), "---", "", f"# {repo.rpartition('/')[2]}", "",
         f"{base}, trained with forward passes only by [zotune](https://pypi.org/project/zotune): {steps} steps of "
-        f"`{config.method}`, lr {header['config'].get('lr') or 'of the method'}, scope `{config.scope}`, seed "
+        f"`{config.method}`, lr {header.get('config', {}).get('lr') or 'of the method'}, scope `{config.scope}`, seed "
         f"{config.seed}, {config.dtype}.", "",
         *_results(paths), "## Rebuild it", "",
         f"The folder `{FOLDER}/` is the run: its config, its metrics and its journal "
@@ -110,9 +115,9 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
         *([f"`model:` in `{FOLDER}/config.yaml` must name the folder of the base model.", ""] if local else []),
         *([] if alone else [f"They must lie where `{FOLDER}/config.yaml` says.", ""]),
         *(["`sensitive:` there must name the mask, which lies beside it.", ""] if config.sensitive else []),
-        f"- hash of the base weights: `{header['base_sha256']}`",
+        f"- hash of the base weights: `{header.get('base_sha256', unknown)}`",
         f"- hash of the trained weights: `{hash_at(records, steps) or 'not recorded: the run is not finished'}`",
-        f"- zotune {header['zotune']}, torch {header['torch']}",
+        f"- zotune {header.get('zotune', unknown)}, torch {header.get('torch', unknown)}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -122,19 +127,20 @@ def _results(paths: RunPaths) -> list[str]:
     rows = [row for row in paths.logged() if row.get("eval")]
     if not rows:
         return []
-    keys = [
-        key for key in rows[0]["eval"] if key not in ("examples", "low", "high") and rows[0]["eval"][key] is not None
-    ]
-    lines = [
-        f"| on {rows[-1]['eval']['examples']} held-out rows | before | after {rows[-1]['step']} steps |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {key} | {rows[0]['eval'][key]:.4g} | {rows[-1]['eval'].get(key) or 0:.4g} |" for key in keys]
+    before, after = rows[0]["eval"], rows[-1]["eval"]
+    names = [name for name in before | after if name not in ("examples", "low", "high")]
+    lines = [f"| on {after['examples']} held-out rows | before | after {rows[-1]['step']} steps |", "|---|---|---|"]
+    for name in names:
+        values = [found.get(name) for found in (before, after)]
+        if values != [None, None]:
+            lines.append(f"| {name} | {' | '.join('-' if value is None else f'{value:.4g}' for value in values)} |")
     return [*lines, ""]
 
 
 def _copied(folder: Path, to: Path) -> None:
-    shutil.copytree(folder, to, dirs_exist_ok=True)
+    for path in sorted(folder.rglob("*")):
+        place = to / path.relative_to(folder)
+        place.mkdir() if path.is_dir() else shutil.copyfile(path, place)
 
 
 def _check_name(repo: str) -> None:

@@ -16,8 +16,8 @@ from statistics import median
 from typing import Any
 
 from zotune.chart import COLOURS, Plot, bounds
+from zotune.disk import refusal
 from zotune.durable import write_file
-from zotune.errors import RunError
 from zotune.report_data import RunData, collect
 from zotune.report_style import STYLE
 from zotune.watch import SCORES, duration, size
@@ -32,7 +32,7 @@ def write_report(runs: Sequence[str | Path], output: Path) -> dict[str, Any]:
     try:
         write_file(output, text)
     except OSError as error:
-        raise RunError(f"{output} cannot be written: {error.strerror}. Remedy: choose another --output.") from error
+        raise refusal(str(output), error, "choose another --output") from error
     return {"output": str(output), "bytes": len(text), "runs": [run.name for run in data]}
 
 

@@ -20,8 +20,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from zotune import snapshot
-from zotune.durable import is_full, json_line, sync_folder, tidy, write_all, write_file
-from zotune.errors import JournalError, RunError
+from zotune.disk import refusal
+from zotune.durable import json_line, sync_folder, tidy, write_all, write_file
+from zotune.errors import JournalError, RunError, UserError
 from zotune.header import check_parts
 from zotune.journal import Record
 from zotune.journal import read as read_journal
@@ -223,6 +224,5 @@ def _append_line(path: Path, row: Mapping[str, Any]) -> None:
         raise _write_error(path, error) from error
 
 
-def _write_error(path: Path, error: OSError) -> RunError:
-    remedy = "free space there" if is_full(error) else "change its permissions, or choose another --output-dir"
-    return RunError(f"{path} cannot be written: {error.strerror}. Remedy: {remedy}.")
+def _write_error(path: Path, error: OSError) -> UserError:
+    return refusal(str(path), error, "change its permissions, or choose another --output-dir")

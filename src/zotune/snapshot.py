@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zotune.disk import why
 from zotune.durable import json_line, sync_file, sync_folder, write_file
 from zotune.errors import RunError
 from zotune.plain import parse_json, read_plain
@@ -54,8 +55,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
         write_file(final / MARKER, json.dumps(sizes).encode())
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        reason = (why(error) or (error,))[0]
         raise RunError(
-            f"the snapshot of step {step} cannot be written to {folder}: {error.strerror or error}. Remedy: "
+            f"the snapshot of step {step} cannot be written to {folder}: {reason}. Remedy: "
             f"free space there, then `zotune resume {folder.parent}`; the journal keeps every step."
         ) from error
     _prune(folder, step)

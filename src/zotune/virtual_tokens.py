@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zotune.disk import refusal
 from zotune.durable import write_file
 from zotune.errors import ConfigError, RunError, UserError
 from zotune.machine import is_shortage
@@ -128,8 +129,7 @@ def write_start(path: Path, model: nn.Module) -> None:
     try:
         write_file(path, save({_VALUES: _table(model).detach().cpu().contiguous()}))
     except OSError as error:
-        reason = f"{path} cannot be written: {error.strerror}."
-        raise RunError(f"{reason} Remedy: free space or permissions there.") from error
+        raise refusal(str(path), error, "change its permissions") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from zotune.disk import refusal
 from zotune.durable import write_file
 from zotune.errors import RunError
 from zotune.history.steps import count_steps, first_steps, hash_at, make_folder, shortened
@@ -40,10 +41,7 @@ def undo(run: str | Path, steps: int) -> dict[str, Any]:
         try:
             write_file(paths.journal, shortened(data, remaining))
         except OSError as error:
-            raise RunError(
-                f"{paths.journal} cannot be written: {error.strerror}. Remedy: free space or permissions there; "
-                "nothing was undone."
-            ) from error
+            raise refusal(str(paths.journal), error, "change its permissions; nothing was undone") from error
         folder.cut_metrics(sum(row["step"] <= left for row in folder.metrics()))
     return {"steps": left, "undone": steps, "recorded_sha256": hash_at(remaining, left), "kept": str(kept)}
 
