@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zotune.errors import ConfigError
 from zotune.head import head_parameters
+from zotune.matching import BadPattern, found_in
 from zotune.quantised.layers import packed_layers
 
 _NORM = re.compile(r"norm", re.IGNORECASE)
@@ -75,10 +76,11 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
         return _block(model, named, int(argument))
     if kind == "regex" and argument:
         try:
-            return {name for name in named if re.search(argument, name)}
-        except re.error as error:
+            return {name for name, found in zip(named, found_in(argument, list(named)), strict=True) if found}
+        except BadPattern as error:
             raise ConfigError(
-                f"scope {part!r} is not a regular expression: {error}. Remedy: correct the pattern."
+                f"scope {part[:200]!r} is not a regular expression that can be used: {error}. "
+                "Remedy: correct the pattern."
             ) from None
     if part == "dominant":
         raise ConfigError(
