@@ -104,12 +104,12 @@ def _need_template(tokenizer: Any) -> None:
 
 
 def _written(tokenizer: Any, chat: Sequence[Message], ask: bool) -> str:
-    from jinja2.exceptions import TemplateError
+    from zotune.data.chat_template import FAILURES, renderer
 
     try:
-        return str(tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=ask))
-    except (TemplateError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        return renderer(tokenizer)(chat, ask)
+    except FAILURES as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise DataError(
             f"the chat template refuses the row: {reason}. Remedy: correct the roles or their order."
         ) from error
