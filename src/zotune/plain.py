@@ -29,9 +29,10 @@ def read_plain(path: Path, most: int = MOST, follow: bool = False) -> bytes:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise OSError(error.errno, "it is a link or a socket, not a plain file", str(path)) from None
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a plain file", str(path))
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is not a plain file", str(path))
         data = file.read(most + 1)
     if len(data) > most:
         raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from zotune.data.source import load_source
 from zotune.errors import ConfigError, DataError
 from zotune.resolve import read_file
 from zotune.tasks import find
+from zotune.tasks.lm_eval import MAX_BYTES
 from zotune.yaml12 import parse_mapping
 
 LISTED = r"""
@@ -112,6 +114,28 @@ def test_include(tmp_path: Path) -> None:
             find(written(tmp_path, f"include: {wrong}\n"))
     with pytest.raises(ConfigError, match="circle"):
         find(written(tmp_path, "include: task.yaml\n"))
+
+
+@pytest.mark.parametrize("name", ["pipe.yaml", "link.yaml", "folder", '"a\\0b"', "large.yaml"])
+def test_an_include_that_is_no_file(tmp_path: Path, name: str) -> None:
+    """A pipe is not waited at, a link not followed, and a NUL is no name."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "elsewhere").write_text("a: 1\n")
+    (tmp_path / "link.yaml").symlink_to("elsewhere")
+    (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
+    with pytest.raises(ConfigError, match="cannot be read: it.* Remedy"):
+        find(written(tmp_path, f"include: {name}\n"))
+
+
+@pytest.mark.parametrize("target", ["9" * 9000, "\u00b2", "-1", "3"])
+def test_a_target_that_is_no_index(tmp_path: Path, target: str) -> None:
+    """Thousands of digits, a raised one, and one beyond the choices."""
+    text = "dataset_path: x\ntest_split: t\noutput_type: multiple_choice\n"
+    fields = "doc_to_text: q\ndoc_to_target: t\ndoc_to_choice: [a, b, c]\n"
+    task = find(written(tmp_path, text + fields))
+    with pytest.raises(DataError, match="doc_to_target gives .*none of .*Remedy"):
+        task.causal({"q": "x", "t": target})
 
 
 @pytest.mark.parametrize(

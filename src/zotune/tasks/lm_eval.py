@@ -22,6 +22,7 @@ from zotune.data.rendered import Rendered, Row
 from zotune.data.template import Template
 from zotune.errors import ConfigError, DataError
 from zotune.objective.functions import find
+from zotune.plain import read_plain
 from zotune.tasks.base import Task
 from zotune.yaml12 import parse_mapping
 
@@ -30,6 +31,7 @@ MAX_BYTES = 2**20
 _DEEPEST = 8  # includes inside each other
 _FUNCTION = re.compile(rb"!function[ \t]+([\w.]+)")
 _MARK = "!function "
+_INDEX = re.compile("[0-9]{1,9}")
 _FIELDS = ("doc_to_text", "doc_to_target", "doc_to_choice")
 Field = Callable[[Row], Any]
 
@@ -87,11 +89,12 @@ def _untrained(path: Path, train: Any, tested: str) -> str:
 
 def _read(path: Path, digest: Any, depth: int) -> dict[str, Any]:
     try:
-        data = path.read_bytes()
+        # The file that the user names may be a link; what it includes may not lead away.
+        data = read_plain(path, MAX_BYTES, follow=depth == 0)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Remedy: check the path.") from None
-    if len(data) > MAX_BYTES or depth > _DEEPEST:
-        raise ConfigError(f"{path} is no task: it is too large, or its includes go in a circle. Remedy: check it.")
+    if depth > _DEEPEST:
+        raise ConfigError(f"{path} is no task: its includes go in a circle. Remedy: check it.")
     digest.update(data)
     # As a text: a file may name functions that training has no use for, such as a metric's.
     values, _ = parse_mapping(_FUNCTION.sub(rb'"' + _MARK.encode() + rb'\1"', data), str(path))
@@ -218,7 +221,7 @@ def _literal(text: str) -> Any:
 def _right(path: Path, target: Any, options: tuple[str, ...]) -> int:
     """The index of the right option: from a number, a number as text, or the option itself."""
     said = str(int(target) if isinstance(target, bool) else target).strip()
-    index = options.index(said) if said in options else int(said) if said.lstrip("-").isdigit() else -1
+    index = options.index(said) if said in options else int(said) if _INDEX.fullmatch(said) else -1
     if not 0 <= index < len(options):
         raise DataError(f"{path}: doc_to_target gives {target!r}, none of {options}. Remedy: correct it, or the row.")
     return index
