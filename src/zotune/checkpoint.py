@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from zotune.errors import UserError
+from zotune.machine import offline
 from zotune.plain import is_count, parse_json, read_plain
 
 _MOST = 2**28  # bytes of a JSON file of a model: an index of a million tensors is smaller
@@ -50,7 +50,7 @@ def check_checkpoint(model: str, weights: bool = True) -> None:
         _check_config(folder / "config.json")
     stored = any(name.endswith((".safetensors", _INDEX)) for name in names)
     pickles = sorted(name for name in names if name.endswith((".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")))
-    if weights and not stored and not pickles and not Path(model).is_dir() and not _offline():
+    if weights and not stored and not pickles and not Path(model).is_dir() and not offline():
         # transformers would ask a service to convert it, which opens a pull request there.
         raise UserError(f"{model!r} has no weights as safetensors on the hub. Remedy: {PICKLED}.")
     if weights and not stored and pickles:
@@ -97,11 +97,6 @@ def _from_hub(model: str, weights: bool) -> Path | None:
         fetched("model.safetensors")
     fetched("adapter_config.json")
     return config.parent
-
-
-def _offline() -> bool:
-    hub: Any = import_module("transformers.utils.hub")
-    return bool(hub.is_offline_mode())
 
 
 def _entries(folder: Path) -> list[Path]:

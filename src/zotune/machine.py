@@ -93,6 +93,12 @@ def free_disk_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def offline() -> bool:
+    """Whether the user's environment forbids the network, as the hub's library understands it."""
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return said.upper() in ("1", "ON", "YES", "TRUE")
+
+
 def processor() -> str:
     """The processor's name."""
     info = Path("/proc/cpuinfo")
