@@ -178,6 +178,10 @@ class TrainConfig:
             object.__setattr__(self, "lanes", "off")
         if self.device_map is not None and self.device != "auto":
             raise ConfigError("device and device_map cannot be used together. Remedy: leave --device out.")
+        if self.device_map is not None and self.offload is not None:
+            raise ConfigError(
+                "device_map spreads a model over devices, and offload brings it to one. Remedy: leave one of them out."
+            )
         if self.sensitive is not None and not takes_mask(self.scope):
             raise ConfigError(
                 f"sensitive is the mask of scope sensitive, and scope is {self.scope!r}. Remedy: --scope sensitive, or "
