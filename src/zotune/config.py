@@ -48,7 +48,8 @@ class TrainConfig:
     train: Annotated[Path | None, Opt("Training rows: jsonl, json, csv, tsv or parquet.")] = None
     eval: Annotated[Path | None, Opt("Held-out rows, evaluated before and after the training.")] = None
     data_format: Annotated[
-        Literal["text", "label", "completion", "messages", "sharegpt", "alpaca", "choices", "tokens"] | None,
+        Literal["text", "label", "completion", "messages", "sharegpt", "alpaca", "choices", "preference", "tokens"]
+        | None,
         Opt("Shape of the rows. Default: told from their columns."),
     ] = None
     task: Annotated[str | None, Opt("Built-in task in place of files, such as sst2, or an lm-eval YAML.")] = None

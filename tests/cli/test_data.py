@@ -42,6 +42,15 @@ def test_json(cli: Any, tiny: Any, movies: Path) -> None:
     }  # fmt: skip
 
 
+def test_preference_pairs(cli: Any, tiny: Any, tmp_path: Path) -> None:
+    """The shape in words; the answer that was chosen is marked."""
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text(json.dumps({"prompt": "it was", "chosen": " great", "rejected": " terrible mess"}) + "\n")
+    outcome = cli("data", rows, "--model", tiny("llama"))
+    assert "preference: the chosen answer is compared with the rejected one after the prompt" in outcome.stdout
+    assert "\n    [ terrible][ mess]\n  > [ great]\n" in outcome.stdout
+
+
 def test_without_a_model(cli: Any, movies: Path) -> None:
     """A look at the rows needs no tokenizer."""
     outcome = cli("data", movies / "train.jsonl")

@@ -83,6 +83,21 @@ def test_equals_one_candidate_at_a_time(
     assert torch.equal(losses, judged) and losses.dtype == torch.float64 and losses.shape == (3,)
 
 
+@pytest.mark.parametrize("name", [*CAUSAL, "t5"])
+def test_a_candidate_that_does_not_fit_loses_its_end(name: str, make: Any) -> None:
+    """Where asked for, as a completion does; one token of the prompt stays, and what is left must tell them apart."""
+    objective = make(name, max_length=8, cuts=True)
+    first, short = (" a warm and funny film that made me smile from the first scene to the last", " fine")
+    found = objective.encode([{"text": "the plot is", "candidates": [first, short], "right": [0]}])[0]
+    special = len(objective._coder.prefix)
+    assert found.cut and len(found.options[0]) == 8 - special and len(found.options[1]) < 8
+    assert len(found.prompt) > special
+    if name != "t5":
+        assert len(found.prompt) + len(found.options[0]) - 1 == 8
+    with pytest.raises(DataError, match="have the same tokens"):
+        objective.encode([{"text": "the plot is", "candidates": [first, first + " fine"], "right": [0]}])
+
+
 @pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize("rows", [ROWS, SINGLE])
 def test_scores_that_are_nan_are_wrong(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zotune.config import TrainConfig
+from zotune.data import chat
 from zotune.data.asked import Ask, ask_chat, ask_task, ask_template
 from zotune.data.rendered import Row
 from zotune.data.template import Template
@@ -93,7 +94,7 @@ def _ask(config: TrainConfig, tokenizer: Any, row: Row) -> Ask:
     reference = config.completion_column or ("completion" if "completion" in row else None)
     column = "prompt" if "prompt" in row else config.text_column
     value = row.get(column)
-    if config.template is None and (isinstance(value, list) or str(value).lstrip().startswith("[{")):
+    if config.template is None and chat.is_chat(value):
         return ask_chat(tokenizer, column, reference)
     return ask_template(Template(config.template or f"{{{{ {column} }}}}"), reference)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zotune.config import TrainConfig
-from zotune.data import chat
+from zotune.data import chat, preference
 from zotune.data.rendered import Rendered, Row, field, from_json, texts
 from zotune.data.template import Template
 from zotune.errors import ConfigError, DataError
@@ -14,7 +14,7 @@ from zotune.objective.base import Objective
 from zotune.objective.label_words import LabelWords
 from zotune.objective.language_model import LanguageModel
 from zotune.objective.model_kind import Kind
-from zotune.objective.options import OptionLikelihood
+from zotune.objective.options import Choice, OptionLikelihood
 from zotune.objective.scoring import IGNORE
 from zotune.objective.token_loss import Marked, TokenLoss
 from zotune.objective.tokens import TextCoder
@@ -44,7 +44,7 @@ def _label(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Objec
 def _completion(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Objective:
     if config.completion_column is not None:
         return LanguageModel(tokenizer, (_template(config), config.completion_column), config.max_length, kind)
-    if rows and _is_chat(rows[0].get("prompt")) and _is_chat(rows[0].get("completion")):
+    if rows and chat.is_chat(rows[0].get("prompt")) and chat.is_chat(rows[0].get("completion")):
         return _chat(chat.completion)(config, tokenizer, kind, rows)
     template = Template(config.template or "{{ prompt }}")
     return LanguageModel(tokenizer, (template, "completion"), config.max_length, kind)
@@ -81,6 +81,20 @@ def _choices(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Obj
     return OptionLikelihood(tokenizer, render, kind, config.max_length)
 
 
+def _preference(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Objective:
+    if kind == "masked":
+        raise ConfigError("A masked model cannot score answers. Remedy: use a causal or encoder-decoder model.")
+    template = None if config.template is None else Template(config.template)
+
+    def render(row: Row) -> Rendered:
+        if template is None and chats:
+            return preference.messages(tokenizer, row)
+        return preference.texts(row, template)
+
+    chats = bool(rows) and preference.are_chats(rows[0])
+    return OptionLikelihood(tokenizer, render, kind, config.max_length, Choice(cuts=True))
+
+
 def _tokens(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Objective:
     size = len(tokenizer)
 
@@ -113,6 +127,7 @@ BUILD: Mapping[str, Build] = {
     "sharegpt": _chat(chat.sharegpt),
     "alpaca": _alpaca,
     "choices": _choices,
+    "preference": _preference,
     "tokens": _tokens,
 }
 
@@ -123,10 +138,6 @@ def _template(config: TrainConfig) -> Template:
             f"column {config.text_column!r} cannot be named in a template. Remedy: rename it to letters, digits and _."
         )
     return Template(config.template or f"{{{{ {config.text_column} }}}}")
-
-
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("[{"))
 
 
 def _marked(coder: TextCoder, text: str, spans: Sequence[chat.Span]) -> Marked:

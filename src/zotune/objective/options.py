@@ -37,13 +37,14 @@ class Choice:
     token of the right candidate alone. metric: "accuracy" of the best candidate, "f1" of a generated answer.
     calibrated: judge a candidate by how much likelier the prompt makes it, sum log p(candidate | prompt) - sum log
     p(candidate | blank) (surface form competition, arXiv 2104.08315). limits: the most tokens of a column that are
-    read.
+    read. cuts: whether a candidate that does not fit by itself loses its end, as long answers do; else it is refused.
     """
 
     loss: Literal["options", "target"] = "options"
     metric: Literal["accuracy", "f1"] = "accuracy"
     calibrated: bool = False
     limits: Mapping[str, int] = field(default_factory=dict)
+    cuts: bool = False
 
 
 @final
@@ -120,16 +121,19 @@ class OptionLikelihood(Objective):
         return [tuple(next(flat) for _ in range(count)) for count in counts]
 
     def _example(self, rendered: Rendered, body: Ids, options: tuple[Ids, ...]) -> Example:
-        _check(self._coder, rendered.candidates, options)
-        longest = max(map(len, options))
+        # One token of the prompt must stay behind the special tokens.
+        room = max(1, self.max_length - len(self._coder.prefix))
+        kept = tuple(option[:room] for option in options) if self.choice.cuts else options
+        _check(self._coder, rendered.candidates, kept)
+        longest = max(map(len, kept))
         if self.choice.metric == "f1":
             longest = max(longest, ANSWER_TOKENS + 1)
         prompt, mask, cut = self._reader.fit(body, longest, self.max_length)
         if not prompt:
             raise DataError("the prompt is empty. Remedy: correct the row.")
         blank = self._blank(rendered) if self.choice.calibrated else ()
-        right = rendered.right
-        return Example(prompt, options, right[0], mask, right, blank=blank, answers=rendered.answers, cut=cut)
+        right, cut = rendered.right, cut or kept != options
+        return Example(prompt, kept, right[0], mask, right, blank=blank, answers=rendered.answers, cut=cut)
 
     def _blank(self, rendered: Rendered) -> Ids:
         if rendered.blank is None:
@@ -145,12 +149,18 @@ class OptionLikelihood(Objective):
         return [packed.length(example if self._whole else _target(example)) for example in examples]
 
     def prepare(self, model: nn.Module, examples: Sequence[Example]) -> None:
-        """Show whether candidates may share a sequence, on the longest examples that have several candidates."""
+        """Show whether candidates may share a sequence, on the longest examples that have several candidates.
+
+        A model without weights, to plan with, is believed: most models do.
+        """
         several = [e for e in examples if len(e.options) > 1 and max(map(len, e.options)) > 1]
         if self.kind != "causal" or not several:
             return
         chosen = _filled(sorted(several, key=packed.length)[-2:])
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        if device.type == "meta":
+            self._packed = None if packed.hindrance(model) else packed.dtype_of(model)
+            return
         with torch.inference_mode():
             separate = self._reader.sequence_scores(model, to_device(self._reader.collate_sequences(chosen), device))
         reason = packed.prove(model, chosen, self._coder.pad, separate)
