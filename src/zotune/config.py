@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
+from zotune.data.hub import EVAL, TRAIN, hub_rows, placed
 from zotune.errors import ConfigError
 from zotune.option import Opt, checked, flag, schema
 
@@ -45,8 +46,12 @@ class TrainConfig:
     """The options of one run, checked when made. Raises ConfigError for a wrong type or value."""
 
     model: Annotated[str, Opt("Folder or hub id of the model.")]
-    train: Annotated[Path | None, Opt("Training rows: jsonl, json, csv, tsv or parquet.")] = None
-    eval: Annotated[Path | None, Opt("Held-out rows, evaluated before and after the training.")] = None
+    train: Annotated[
+        Path | None, Opt("Training rows: jsonl, json, csv, tsv or parquet; or on the hub, ORG/NAME[/SUBSET][:SPLIT].")
+    ] = None
+    eval: Annotated[Path | None, Opt("Held-out rows, evaluated before and after the training: a file or hub id.")] = (
+        None
+    )
     data_format: Annotated[
         Literal["text", "label", "completion", "messages", "sharegpt", "alpaca", "choices", "preference", "tokens"]
         | None,
@@ -254,8 +259,10 @@ class TrainConfig:
         values = self.course()
         for name in ("model", "task", "train", "eval", "sensitive"):
             value = getattr(self, name)
-            here = isinstance(value, Path) or (value is not None and Path(value).exists())
-            values[name] = Path(value).name if here else value
+            values[name] = None if value is None else str(value)
+            on_hub = isinstance(value, Path) and hub_rows(value, "") is not None
+            if not on_hub and (isinstance(value, Path) or (value is not None and Path(value).exists())):
+                values[name] = Path(value).name
         return values
 
     def to_yaml(self) -> str:
@@ -266,13 +273,16 @@ class TrainConfig:
         return dump(values)
 
     def absolute(self) -> TrainConfig:
-        """The same with absolute paths (also of a model that is a folder here): it works from anywhere."""
+        """The same with absolute paths (also of a model that is a folder here): it works from anywhere.
+
+        Rows on the hub get the split that they are read from.
+        """
         model = str(Path(self.model).resolve()) if self.model and Path(self.model).is_dir() else self.model
         return dataclasses.replace(
             self,
             model=model,
-            train=self.train and self.train.resolve(),
-            eval=self.eval and self.eval.resolve(),
+            train=self.train and placed(self.train, TRAIN),
+            eval=self.eval and placed(self.eval, EVAL),
             task=str(Path(self.task).resolve()) if self.task and Path(self.task).is_file() else self.task,
             data_dir=self.data_dir and self.data_dir.resolve(),
             sensitive=self.sensitive and self.sensitive.resolve(),

@@ -51,6 +51,18 @@ def test_preference_pairs(cli: Any, tiny: Any, tmp_path: Path) -> None:
     assert "\n    [ terrible][ mess]\n  > [ great]\n" in outcome.stdout
 
 
+def test_rows_of_the_hub(cli: Any, hub: Any) -> None:
+    """A data set in place of a file, with the split that was asked for; offline it is one sentence."""
+    calls = hub([{"text": "good film", "label": 0}])
+    outcome = cli("data", "org/movies/plain:test")
+    assert outcome.code == 0 and "data     org/movies/plain:test, 1 rows" in outcome.stdout
+    assert calls == [("org/movies", "plain", "test", None)]
+    hub(ConnectionError("offline"))
+    outcome = cli("data", "org/movies")
+    assert outcome.code == 2 and "org/movies:train is no file here" in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+
+
 def test_without_a_model(cli: Any, movies: Path) -> None:
     """A look at the rows needs no tokenizer."""
     outcome = cli("data", movies / "train.jsonl")

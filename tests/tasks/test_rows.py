@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -100,27 +98,6 @@ def test_split_file_errors(tmp_path: Path) -> None:
         split_file(tmp_path, "train")
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, ...]]]:
-    """`hub(answer)`: a stand-in for the package datasets that notes its calls and answers, or raises."""
-
-    def put(answer: Any) -> list[tuple[Any, ...]]:
-        calls: list[tuple[Any, ...]] = []
-
-        def load_dataset(path: str, name: str | None, *, split: str, revision: str | None) -> Any:
-            calls.append((path, name, split, revision))
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
-
-        module = ModuleType("datasets")
-        module.load_dataset = load_dataset  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "datasets", module)
-        return calls
-
-    return put
-
-
 def test_hub(hub: Any) -> None:
     """The hub id, the subset and the official split are what is asked for."""
     rows = [{"premise": "p", "hypothesis": "h", "label": 0}] * 4
@@ -133,7 +110,10 @@ def test_hub(hub: Any) -> None:
 def test_hub_errors(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline, and without the package: one sentence with the remedy."""
     hub(ConnectionError("no network\nand more"))
-    with pytest.raises(UserError, match="nyu-mll/glue cannot be loaded from the hub: no network Remedy: .*--data-dir"):
+    with pytest.raises(
+        UserError,
+        match="mnli: the data set nyu-mll/glue cannot be loaded .*: no network. Remedy: .*--data-dir",
+    ):
         rows_of(find("mnli"), Wanted())
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"datasets is not installed. Remedy: pip install 'zotune\[data\]'"):

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from zotune.data.files import SUFFIXES, read_rows
-from zotune.errors import ConfigError, DataError, UserError
+from zotune.data.hub import load
+from zotune.errors import ConfigError, DataError
 from zotune.tasks.base import Task
 from zotune.tasks.splits import TEST_SEED, Rows, k_shot, shuffled, train_and_dev
 
@@ -76,7 +77,11 @@ def _labels(task: Task, rows: Rows) -> list[int]:
 
 
 def _official(task: Task, split: str, data_dir: Path | None) -> Rows:
-    rows = _from_hub(task, split) if data_dir is None else read_rows(split_file(data_dir, split))
+    if data_dir is None:
+        instead = "give --data-dir a folder with its files"
+        rows = load(task.hub, task.subset, split, instead, f"task {task.name}: the data set", task.revision)
+    else:
+        rows = read_rows(split_file(data_dir, split))
     if task.classes is None:
         return rows
     try:
@@ -117,22 +122,3 @@ def split_file(folder: Path, split: str) -> Path:
 
 def _listed(paths: Iterable[Path]) -> str:
     return ", ".join(path.name for path in paths) or "none"
-
-
-def _from_hub(task: Task, split: str) -> Rows:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"task {task.name} comes from the hub, and the package datasets is not installed. "
-            "Remedy: pip install 'zotune[data]', or give --data-dir a folder with its files."
-        ) from None
-    try:
-        loaded: Any = datasets.load_dataset(task.hub, task.subset, split=split, revision=task.revision)
-    except Exception as error:  # what it raises offline, or for a data set that has moved, is of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"the data set {task.hub} cannot be loaded from the hub: {reason} "
-            "Remedy: try again online, or give --data-dir a folder with its files."
-        ) from error
-    return [dict(row) for row in loaded]
