@@ -111,7 +111,7 @@ def config(tiny: Callable[[str], Path], movies: Path, tmp_path: Path) -> Iterato
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, ...]]]:
-    """`hub(answer)`: a stand-in for the package datasets that notes its calls, and answers (a dict by split) or raises."""
+    """`hub(answer)`: a stand-in for the package datasets: notes its calls, answers (a dict by split) or raises."""
 
     def put(answer: Any) -> list[tuple[Any, ...]]:
         calls: list[tuple[Any, ...]] = []
