@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +14,8 @@ from zotune.data.files import read_rows
 from zotune.data.hub import EVAL, TRAIN, hub_rows
 from zotune.data.shapes import says, shape_of
 from zotune.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
@@ -76,6 +79,8 @@ def _of_task(config: TrainConfig, training: bool) -> Source:
 
     assert config.task is not None
     task = find(config.task, config.allow_task_code)
+    if task.harness is not None and task.harness.notes:
+        _log.warning("%s: %s (docs/tasks.md).", config.task, "; ".join(task.harness.notes))
     wanted = Wanted(
         data_dir=config.data_dir,
         part=config.eval_split,

@@ -11,10 +11,11 @@ from zotune.data.rendered import Rendered, Row, field, from_json, texts
 from zotune.data.template import Template
 from zotune.errors import ConfigError, DataError
 from zotune.objective.base import Objective
+from zotune.objective.choice import Choice
 from zotune.objective.label_words import LabelWords
 from zotune.objective.language_model import LanguageModel
 from zotune.objective.model_kind import Kind
-from zotune.objective.options import Choice, OptionLikelihood
+from zotune.objective.options import OptionLikelihood
 from zotune.objective.scoring import IGNORE
 from zotune.objective.token_loss import Marked, TokenLoss
 from zotune.objective.tokens import TextCoder
