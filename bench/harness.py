@@ -55,7 +55,7 @@ def files(folder: Path, count: int) -> dict[str, Path]:
     rows.write_text("".join(lines), encoding="utf-8")
     found = {}
     for number, (name, choices) in enumerate(CHOICES.items()):
-        target = "label" if len(choices) == 2 else '"{{label * 2 + 1}}"'
+        target = "label" if len(choices) == 2 else '"{% if label %}3{% else %}1{% endif %}"'
         found[name] = folder / f"opinion{number}.yaml"
         text = FILE.format(name=f"opinion{number}", rows=rows, target=target, choices=json.dumps(choices))
         found[name].write_text(text, encoding="utf-8")
