@@ -3,8 +3,8 @@
 python bench/harness.py [--rows 200] [--threads 1] [--json]
 
 The same model (SmolLM2-135M-Instruct), the same YAML files, the same documents (the demo's held-out sentences, in their
-order), each program in its own way: `zotune eval --tasks FILE.yaml` as a command, lm-eval through `simple_evaluate` with
-the model loaded by lm-eval. Candidates of equal and of unequal numbers of tokens. Needs lm-eval (the extra `eval`).
+order), each program in its own way: `zotune eval --tasks FILE.yaml` as a command, lm-eval through `simple_evaluate`,
+with the model loaded by lm-eval. Candidates of equal and of unequal numbers of tokens. Needs lm-eval, the extra `eval`.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def table(result: dict[str, Any]) -> str:
     text += [f"{key}: {value}  " for key, value in result["machine"].items() if value is not None]
     text += [
         "",
-        "SmolLM2-135M-Instruct, the demo's held-out sentences and `{{text}} It was`, no demonstrations. acc: the highest "
-        "sum of log-probabilities; acc_norm: the highest sum per character of the candidate.",
+        "SmolLM2-135M-Instruct, the demo's held-out sentences and `{{text}} It was`, no demonstrations. acc: the "
+        "highest sum of log-probabilities; acc_norm: the highest sum per character of the candidate.",
         "",
         "| candidates | documents | acc, zotune | acc, lm-eval | acc_norm, zotune | acc_norm, lm-eval |",
         "|---|---|---|---|---|---|",
