@@ -78,7 +78,8 @@ class TrainConfig:
         Opt("A score to train on. Default: the likelihood of what is right."),
     ] = None
     reward: Annotated[
-        list[str] | None, Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, exact_match.")
+        list[str] | None,
+        Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, exact_match, accuracy, regex:X, ..."),
     ] = None
     reward_weights: Annotated[list[float] | None, Opt("One weight per reward. Default: 1 each.")] = None
     reward_timeout: Annotated[float, Opt("Seconds that a call of a reward or metric may take.", gt=0)] = 60.0

@@ -246,6 +246,9 @@ def test_a_token_over_the_border(chatty: Any) -> None:
         ("1", {"text": ["x", "y"], "label": ["1", "2"]}, 0),
         ("B", {"text": ["x", "y"], "label": ["A", "B"]}, 1),
         ("3", {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, 2),
+        # Choices that are numbers: a name that the row gives, or the letter that everyone has.
+        ("1", {"text": ["2", "1"], "label": ["1", "2"]}, 0),
+        ("B", ["1", "0"], 1),
     ],
 )
 def test_answers(answer: Any, choices: Any, index: int, chatty: Any) -> None:
@@ -262,7 +265,11 @@ def test_answers(answer: Any, choices: Any, index: int, chatty: Any) -> None:
             {},
             r"Row 1: answer 2 is none of the choices \['a', 'b'\]",
         ),
-        ([{"question": "x", "choices": ["1", "0"], "answer": "1"}], {}, "Row 1: answer '1' could be several"),
+        (
+            [{"question": "x", "choices": ["1", "0"], "answer": "1"}],
+            {},
+            "Row 1: answer '1' could be several .*Remedy: give its letter",
+        ),
         ([{"question": "x", "choices": ["a"], "answer": 0}], {}, "Row 1: column 'choices' has only one choice"),
         ([{"question": "x", "choices": ["a", "a "], "answer": 0}], {}, "Row 1: candidates ' a' and ' a' have the same"),
         (

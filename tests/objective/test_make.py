@@ -53,6 +53,13 @@ def test_a_task_without_a_prompt_for_the_model(config: Config, task: str, family
         make_objective(settings, load_tokenizer(settings), load_model(settings))
 
 
+def test_a_task_whose_classes_are_places(config: Config) -> None:
+    """COPA's right choice is the first or the second text of a row: no classes that an F1 could be of."""
+    settings = config(task="copa", train=None, template=None, label_words=None, objective="macro_f1")
+    with pytest.raises(ConfigError, match="macro_f1 needs the same classes in every row. Remedy: --objective accuracy"):
+        make_objective(settings, load_tokenizer(settings), load_model(settings))
+
+
 def test_a_task_that_cannot_be_calibrated(config: Config) -> None:
     """Calibration compares candidates after nothing: masked models have no such prompt."""
     settings = config("bert", task="sst2", train=None, template=None, label_words=None, calibrated=True)

@@ -18,8 +18,9 @@ from zotune.objective.generate import Decoding
 from zotune.objective.generated import Generated
 from zotune.objective.label_words import LabelWords
 from zotune.objective.model_kind import Kind
+from zotune.objective.named import is_named, named
 from zotune.objective.options import OptionLikelihood
-from zotune.objective.reward import COMPARE, Compared, Reward, Score, Weighted
+from zotune.objective.reward import Reward, Score, Weighted
 from zotune.objective.set_metric import SetMetric
 from zotune.tasks.base import Task
 
@@ -29,7 +30,7 @@ _LINE = ("\n",)
 
 def find_functions(config: TrainConfig) -> Functions:
     """Import what the config names; this runs that code. Raises ConfigError."""
-    rewards = tuple(find(name) for name in config.reward or () if name not in COMPARE)
+    rewards = tuple(find(name) for name in config.reward or () if not is_named(name))
     return Functions(rewards, None if config.metric is None else find(config.metric))
 
 
@@ -37,7 +38,7 @@ def functions_of_run(config: TrainConfig, trusted: bool, passed: Functions) -> F
     """Those that were passed, else what a run's own config names. Raises ConfigError rather than import it unasked."""
     if passed.all():
         return passed
-    names = [name for name in (*(config.reward or ()), *filter(None, [config.metric])) if name not in COMPARE]
+    names = [name for name in (*(config.reward or ()), *filter(None, [config.metric])) if not is_named(name)]
     if names and not trusted:
         raise ConfigError(
             f"this run's config names code, {', '.join(names)}, which is not run unasked. Remedy: read that code, then "
@@ -86,7 +87,7 @@ def decided(config: TrainConfig, inner: Objective, classes: bool) -> Decided:
 def _score(config: TrainConfig, functions: tuple[Named, ...]) -> Score:
     own = iter(functions)
     names = config.reward if config.reward is not None else [config.objective]
-    scores = [Compared(n) if n in COMPARE else Reward(next(own), config.reward_timeout) for n in map(str, names)]
+    scores = [named(n) if is_named(n) else Reward(next(own), config.reward_timeout) for n in map(str, names)]
     return Weighted(scores, config.reward_weights)
 
 

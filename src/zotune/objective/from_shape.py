@@ -175,15 +175,23 @@ def _indices(choices: Sequence[str]) -> tuple[str, ...]:
 
 
 def _answer(value: Any, choices: Sequence[str], names: Sequence[Sequence[str]]) -> int:
-    """The right choice: an integer is its index (0 is the first), a text its text or one of its names."""
+    """The right choice: an integer is its index (0 is the first), a text its text or one of its names.
+
+    Where a row names its choices itself, a name goes before a text that is the same.
+    """
     said = str(value).strip()
-    among = [_indices(choices)] if isinstance(value, int) else [choices, *names]
+    own = len(names) == 1 and said in names[0]
+    among = [_indices(choices)] if isinstance(value, int) else names if own else [choices, *names]
     found = {each.index(said) for each in among if said in each}
     if len(found) == 1:
         return found.pop()
-    why = "could be several" if found else "is none"
+    if found:
+        raise DataError(
+            f"answer {value!r} could be several of the choices {list(choices)}. Remedy: give its letter (A is the "
+            "first choice); or, in jsonl, its index (from 0) as a number."
+        )
     raise DataError(
-        f"answer {value!r} {why} of the choices {list(choices)}. "
+        f"answer {value!r} is none of the choices {list(choices)}. "
         "Remedy: give its text, or its index (from 0) as a number."
     )
 

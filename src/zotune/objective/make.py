@@ -45,7 +45,9 @@ def make_objective(
     plain = _likelihood(config, tokenizer, kind, source, task)
     if config.objective in (None, "likelihood"):
         return plain
-    return decided(config, plain, bool(config.label_words) if task is None else task.classes is not None)
+    # COPA's classes say which of a row's own two texts is right: they are no classes of rows.
+    same = bool(config.label_words) if task is None else task.classes is not None and task.loss == "options"
+    return decided(config, plain, same)
 
 
 def _as_task(config: TrainConfig, task: Task | None) -> TrainConfig:
