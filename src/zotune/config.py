@@ -47,11 +47,11 @@ class TrainConfig:
 
     model: Annotated[str, Opt("Folder or hub id of the model.")]
     train: Annotated[
-        Path | None, Opt("Training rows: jsonl, json, csv, tsv or parquet; or on the hub, ORG/NAME[/SUBSET][:SPLIT].")
+        Path | None, Opt("Training rows: jsonl, json, csv, tsv, parquet; or on the hub, ORG/NAME[/SUBSET][:SPLIT].")
     ] = None
-    eval: Annotated[Path | None, Opt("Held-out rows, evaluated before and after the training: a file or hub id.")] = (
-        None
-    )
+    eval: Annotated[
+        Path | None, Opt("Held-out rows, evaluated before and after the training: a file, or on the hub.")
+    ] = None
     data_format: Annotated[
         Literal["text", "label", "completion", "messages", "sharegpt", "alpaca", "choices", "preference", "tokens"]
         | None,
@@ -79,7 +79,7 @@ class TrainConfig:
     ] = None
     reward: Annotated[
         list[str] | None,
-        Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, exact_match, accuracy, regex:X, ..."),
+        Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, json_valid, regex:X, ..."),
     ] = None
     reward_weights: Annotated[list[float] | None, Opt("One weight per reward. Default: 1 each.")] = None
     reward_timeout: Annotated[float, Opt("Seconds that a call of a reward or metric may take.", gt=0)] = 60.0
@@ -154,7 +154,7 @@ class TrainConfig:
     track: Annotated[list[str] | None, Opt("Trackers: tensorboard, trackio, wandb, mlflow, ...")] = None
     parallel: Annotated[
         Literal["data", "probes", "signs", "data+probes", "data+signs", "shard", "data+shard"] | None,
-        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard), both."),
+        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard)."),
     ] = None
     check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]
