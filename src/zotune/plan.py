@@ -19,6 +19,7 @@ from zotune.forecast import Forecast, dtype_of
 from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
 from zotune.machine import free_disk_bytes, free_memory_bytes
+from zotune.objective.generated import Generated
 from zotune.optimizer import ZerothOrder
 from zotune.records import encode, encode_header
 from zotune.refusals import check_offload
@@ -49,8 +50,9 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
         watch.say(f"Planned for the model's own forwards: what {config.scorer} takes beside it is not counted.")
     if config.parallel is not None:
         watch.say("Planned for one process: several share the time of its steps, and with 'shard' its weights.")
-    if config.generates:
-        watch.say(f"Every completion is planned with all of its {config.max_new_tokens} tokens; most may end before.")
+    if isinstance(session.objective, Generated):
+        most = session.objective.decoding.max_new_tokens
+        watch.say(f"Every completion is planned with all of its {most} tokens; most may end before.")
     forecast = Forecast(session, optimizer, machine)
     memory = forecast.memory(device)
     step, below, evaluation, first = forecast.seconds()
