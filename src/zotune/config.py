@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
+from zotune.data.hub import EVAL, TRAIN, hub_rows, placed
 from zotune.errors import ConfigError
 from zotune.option import Opt, checked, flag, schema
 
@@ -45,10 +46,15 @@ class TrainConfig:
     """The options of one run, checked when made. Raises ConfigError for a wrong type or value."""
 
     model: Annotated[str, Opt("Folder or hub id of the model.")]
-    train: Annotated[Path | None, Opt("Training rows: jsonl, json, csv, tsv or parquet.")] = None
-    eval: Annotated[Path | None, Opt("Held-out rows, evaluated before and after the training.")] = None
+    train: Annotated[
+        Path | None, Opt("Training rows: jsonl, json, csv, tsv, parquet; or on the hub, ORG/NAME[/SUBSET][:SPLIT].")
+    ] = None
+    eval: Annotated[
+        Path | None, Opt("Held-out rows, evaluated before and after the training: a file, or on the hub.")
+    ] = None
     data_format: Annotated[
-        Literal["text", "label", "completion", "messages", "sharegpt", "alpaca", "choices", "tokens"] | None,
+        Literal["text", "label", "completion", "messages", "sharegpt", "alpaca", "choices", "preference", "tokens"]
+        | None,
         Opt("Shape of the rows. Default: told from their columns."),
     ] = None
     task: Annotated[str | None, Opt("Built-in task in place of files, such as sst2, or an lm-eval YAML.")] = None
@@ -72,7 +78,8 @@ class TrainConfig:
         Opt("A score to train on. Default: the likelihood of what is right."),
     ] = None
     reward: Annotated[
-        list[str] | None, Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, exact_match.")
+        list[str] | None,
+        Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, json_valid, regex:X, ..."),
     ] = None
     reward_weights: Annotated[list[float] | None, Opt("One weight per reward. Default: 1 each.")] = None
     reward_timeout: Annotated[float, Opt("Seconds that a call of a reward or metric may take.", gt=0)] = 60.0
@@ -148,7 +155,7 @@ class TrainConfig:
     track: Annotated[list[str] | None, Opt("Trackers: tensorboard, trackio, wandb, mlflow, ...")] = None
     parallel: Annotated[
         Literal["data", "probes", "signs", "data+probes", "data+signs", "shard", "data+shard"] | None,
-        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard), both."),
+        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard)."),
     ] = None
     check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]
@@ -258,8 +265,10 @@ class TrainConfig:
         values = self.course()
         for name in ("model", "task", "train", "eval", "sensitive"):
             value = getattr(self, name)
-            here = isinstance(value, Path) or (value is not None and Path(value).exists())
-            values[name] = Path(value).name if here else value
+            values[name] = None if value is None else str(value)
+            on_hub = isinstance(value, Path) and hub_rows(value, "") is not None
+            if not on_hub and (isinstance(value, Path) or (value is not None and Path(value).exists())):
+                values[name] = Path(value).name
         return values
 
     def to_yaml(self) -> str:
@@ -270,13 +279,16 @@ class TrainConfig:
         return dump(values)
 
     def absolute(self) -> TrainConfig:
-        """The same with absolute paths (also of a model that is a folder here): it works from anywhere."""
+        """The same with absolute paths (also of a model that is a folder here): it works from anywhere.
+
+        Rows on the hub get the split that they are read from.
+        """
         model = str(Path(self.model).resolve()) if self.model and Path(self.model).is_dir() else self.model
         return dataclasses.replace(
             self,
             model=model,
-            train=self.train and self.train.resolve(),
-            eval=self.eval and self.eval.resolve(),
+            train=self.train and placed(self.train, TRAIN),
+            eval=self.eval and placed(self.eval, EVAL),
             task=str(Path(self.task).resolve()) if self.task and Path(self.task).is_file() else self.task,
             data_dir=self.data_dir and self.data_dir.resolve(),
             sensitive=self.sensitive and self.sensitive.resolve(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zotune.advice import check_lr
+from zotune.advice import check_lr, check_mode
 from zotune.forecast import foreseen, said
 from zotune.records import StepRecord, encode
 from zotune.session import Session
@@ -84,7 +84,7 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
     if config.parallel is not None and group is None:
         does = "workers of a pool share the work" if session.pool is not None else "this process does all the work"
         watch.say(f"parallel {config.parallel} is not used: {does}. torchrun starts processes that share it.")
-    warning = check_lr(optimizer.defaults["lr"], count, config.method)
-    if warning:
-        watch.say(warning)
+    for warning in (check_lr(optimizer.defaults["lr"], count, config.method), check_mode(config)):
+        if warning:
+            watch.say(warning)
     return {"foreseen_memory_bytes": terms["peak"]} if terms else {}

@@ -20,6 +20,7 @@ from zotune.forecast import Forecast, dtype_of
 from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
 from zotune.machine import free_disk_bytes, free_memory_bytes
+from zotune.objective.generated import Generated
 from zotune.optimizer import ZerothOrder
 from zotune.records import encode, encode_header
 from zotune.refusals import check_offload
@@ -53,8 +54,9 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None, processes: 
         watch.say("Planned for one process. --processes says how many share its steps or its weights.")
     if processes > 1:
         watch.say("Each of the processes is planned; the time does not count what they wait for each other and send.")
-    if config.generates:
-        watch.say(f"Every completion is planned with all of its {config.max_new_tokens} tokens; most may end before.")
+    if isinstance(session.objective, Generated):
+        most = session.objective.decoding.max_new_tokens
+        watch.say(f"Every completion is planned with all of its {most} tokens; most may end before.")
     forecast = Forecast(session, optimizer, machine, Work(processes, config.parallel or "data"))
     memory = forecast.memory(device)
     step, below, evaluation, first = forecast.seconds()
