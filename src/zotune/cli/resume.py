@@ -37,6 +37,9 @@ def command(
             show_default=False,
         ),
     ] = None,
+    graphs: Annotated[
+        str | None, typer.Option(help="Record forwards as CUDA graphs: auto, on or off.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Continue a run that was stopped or killed. It ends as if nothing had happened."""
@@ -49,6 +52,7 @@ def command(
             "reuse_mb": reuse_mb,
             "offload": offload,
             "scorer": scorer,
+            "graphs": graphs,
         }
         places = {name: value for name, value in given.items() if value is not None}
         session.run = run

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zotune.config import FIXED, INPUTS, NEVER_FROM_FILE, TrainConfig
-from zotune.data.source import load_source
+from zotune.data.hub import EVAL, TRAIN, hub_rows
+from zotune.data.source import load_source, read_part
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.history.steps import check_step, count_steps, first_steps, hash_at, make_folder
 from zotune.methods import METHODS
@@ -20,6 +21,8 @@ from zotune.run import RunPaths
 
 # What decides the rows of a task.
 _OF_TASKS = ("task", "data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "eval")
+# Options that name rows, and the split of those on the hub.
+_ROWS = {"train": TRAIN, "eval": EVAL}
 
 
 def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,12 +108,14 @@ def _rows(config: TrainConfig, changes: Mapping[str, Any]) -> dict[str, str]:
     if config.task is not None and set(changes) & set(_OF_TASKS):
         source = load_source(config)
         return {"train_sha256": source.first.sha256, "eval_sha256": source.eval.sha256 if source.eval else ""}
-    return {f"{name}_sha256": _sha256(getattr(config, name)) for name in ("train", "eval") if name in changes}
+    return {f"{n}_sha256": _sha256(getattr(config, n), split) for n, split in _ROWS.items() if n in changes}
 
 
-def _sha256(path: Path | None) -> str:
+def _sha256(path: Path | None, split: str) -> str:
     if path is None:
         return ""
+    if hub_rows(path, split) is not None:
+        return read_part(path, split).sha256
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
