@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from zotune.direction import Target
 from zotune.estimate import Point
 from zotune.evaluator import spread_out
 from zotune.methods import METHODS, accepts
+from zotune.noise import Key
 from zotune.optimizer import ZerothOrder
 from zotune.records import StepRecord
 
@@ -62,8 +63,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "conmezo": {"warmup": 4},
     "loren": {"queries": 3},
     "subzero": {"rank": 3, "interval": 3},
-    # Its z shrinks with rank / rows: less rank would put the smallest test radii below rounding.
-    "zo_muon": {"rank": 8, "interval": 3, "queries": 2},
+    # Its z shrinks with rank / rows: less rank would put the smallest test radii below rounding. The default
+    # vector_lr moves vectors by less than a test can compare.
+    "zo_muon": {"rank": 8, "interval": 3, "queries": 2, "vector_lr": 1e-3},
     "fzoo": {"population": 3},
     "es": {"population": 3},
     "eggroll": {"population": 4, "rank": 2},
@@ -85,11 +87,51 @@ CONTRACT_ROWS = [
 ]
 
 # Methods whose update is not `-lr * sum of coef z` over the step's own probes: by a factor common to all tensors, or in
-# another way. Their own test files hold them against a naive dense reference of the paper's formula.
+# another way, which is what to expect instead of that sum. Their own test files hold them against a naive dense
+# reference of the paper's formula.
 RESCALED: set[str] = {
     "meazo",  # divided by a running mean that the rule keeps, the same for all tensors with one group
 }
-OTHERWISE = {"lozo_m", "zo_muon"}  # a moving average over steps, a matrix sign
+
+
+class Applied(Protocol):
+    """From a step's `sum of coef z` of one tensor, in its shape, what `-lr` is to be multiplied with."""
+
+    def __call__(self, optimizer: ZerothOrder, target: Target, key: Key, sum_: Tensor) -> Tensor: ...
+
+
+class MovingAverage:
+    """LoZO-M: `M <- beta M + (1 - beta) sum`; a new basis V takes M along as `M V V' / columns`. Keeps every M."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[int, Tensor]] = {}
+
+    def __call__(self, optimizer: ZerothOrder, target: Target, key: Key, sum_: Tensor) -> Tensor:
+        beta, window = optimizer.arguments["beta"], key.step // optimizer.arguments["interval"]
+        last, m = self.kept.get(target.name, (window, torch.zeros_like(sum_)))
+        factors = optimizer.direction.factors(target, key)
+        if last != window and factors is not None:
+            m = (m.view(target.matrix_shape) @ factors.v @ factors.v.T / target.matrix_shape[1]).view_as(m)
+        self.kept[target.name] = window, beta * m + (1 - beta) * sum_
+        return self.kept[target.name][1]
+
+
+class MatrixSign:
+    """ZO-Muon: `P NS(P' sum)` of a matrix, with the polynomial on its singular values; `vector_lr` for vectors."""
+
+    def __call__(self, optimizer: ZerothOrder, target: Target, key: Key, sum_: Tensor) -> Tensor:
+        factors = optimizer.direction.factors(target, key)
+        if factors is None:
+            return sum_ * (optimizer.arguments["vector_lr"] / optimizer.param_groups[0]["lr"])
+        p = factors.u
+        u, sigma, v = torch.linalg.svd(p.T @ sum_.view(target.matrix_shape), full_matrices=False)
+        sigma = sigma / (sigma.norm() + 1e-7)
+        for _ in range(5):
+            sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
+        return (p @ u @ torch.diag(sigma) @ v).view_as(sum_)
+
+
+OTHERWISE: dict[str, Callable[[], Applied]] = {"lozo_m": MovingAverage, "zo_muon": MatrixSign}
 # Methods whose steps are lr / (2 eps) long whatever the slope: long runs of the tests take a smaller lr.
 LONG_STEPS = {"grzo"}
 # Methods whose direction keeps a number for every weight, as their papers do.
