@@ -83,8 +83,8 @@ def build(
         ("eps", [1e-3, 1, 0, -2.5], [True, "1e-3", None, [1.0]]),
         ("queries", [0, 7], [True, 1.0, "1", None]),
         ("folded", [True, False], [0, 1, "true"]),
-        ("other", [None, [1], "left to the factory"], []),
-        ("unknown", ["left to the factory"], []),
+        ("other", [None, [1]], ["a word", 1]),
+        ("unknown", [], ["what this version does not know", None]),
     ],
 )
 def test_a_value_has_the_type_of_its_argument(name: str, right: list[Any], wrong: list[Any]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
+from zotune.arguments import accepted, fits
 from zotune.errors import JournalError
 from zotune.records import MAX_LOSSES
 
@@ -23,23 +24,13 @@ def check_header(header: dict[str, Any]) -> None:
 
 
 def check_arguments(build: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """Raises JournalError for a recorded argument whose value is not of the type that the factory says."""
-    hints = get_type_hints(build)
+    """Raises JournalError for a recorded argument that the factory does not know, or not of the type that it says."""
+    takes = accepted(build, options=False)
     for name, value in arguments.items():
-        if name in hints and not _fits(hints[name], value):
+        if name not in takes or not fits(value, takes[name]):
             raise JournalError(
                 f"this journal's header is not of a run: {name} is {value!r}. Remedy: restore the file from a copy."
             )
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return any(type(value) is type(each) and value == each for each in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint in (int, bool, str):
-        return type(value) is hint
-    return True  # the factory itself must check what else it takes
 
 
 def _wrong(header: dict[str, Any]) -> Any:

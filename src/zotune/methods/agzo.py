@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.arguments import checked
 from zotune.direction import Factors, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe, TwoSided
@@ -101,6 +102,7 @@ class OneSided(Estimator):
         return [Probe(Key(seed, step, q), (loss - centre) / steps, (loss, centre)) for q, loss in enumerate(losses[1:])]
 
 
+@checked
 def AGZO(
     model: nn.Module,
     lr: float = 1e-6,

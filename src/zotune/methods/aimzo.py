@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.arguments import checked
 from zotune.direction import Factors, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe
@@ -151,6 +152,7 @@ class LeaveOneOut(Estimator):
         return [Probe(Key(seed, step, i), (loss - mean) / steps, (loss,)) for i, loss in enumerate(losses[1:])]
 
 
+@checked
 def AIMZO(
     model: nn.Module,
     lr: float = 5e-4,

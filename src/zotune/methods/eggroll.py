@@ -26,6 +26,7 @@ from typing import Any
 
 from torch import nn
 
+from zotune.arguments import checked
 from zotune.low_rank import LowRank
 from zotune.noise import Law
 from zotune.optimizer import ZerothOrder
@@ -33,6 +34,7 @@ from zotune.population import Pairs
 from zotune.rule import Sgd
 
 
+@checked
 def EGGROLL(
     model: nn.Module,
     lr: float = 5e-4,

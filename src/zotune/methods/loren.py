@@ -30,12 +30,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe, check_queries, check_radius
@@ -183,6 +184,7 @@ def _along(x: Tensor, a: Tensor) -> Tensor:
     return (x.to(torch.float64) * a.to(torch.float64)).sum(1, keepdim=True)
 
 
+@checked
 def LOREN(
     model: nn.Module,
     lr: float = 1e-6,
@@ -207,8 +209,6 @@ def LOREN(
     for name, value in (("lr_cov", lr_cov), ("spread", spread)):
         if not 0 <= value < math.inf:
             raise ConfigError(f"{name} must be a number >= 0, got {value}. Remedy: leave it out for the default.")
-    if form not in get_args(Form):
-        raise ConfigError(f"form is {form!r}. Remedy: rows is the paper's, flat is the released code's.")
     return ZerothOrder(
         model,
         lr=lr,

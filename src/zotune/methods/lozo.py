@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from zotune.arguments import checked
 from zotune.estimate import TwoSided
 from zotune.low_rank import LowRank
 from zotune.noise import Law
@@ -32,6 +33,7 @@ from zotune.optimizer import ZerothOrder
 from zotune.rule import Sgd
 
 
+@checked
 def LoZO(
     model: nn.Module,
     lr: float = 1e-6,

@@ -23,6 +23,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe, TwoSided
@@ -66,6 +67,7 @@ class NotBelowZero(Rule):
         return value.clamp(min=0) if block.target.name.rpartition(".")[2] == PARAMETER else value
 
 
+@checked
 def QZO(
     model: nn.Module,
     lr: float = 1e-7,

@@ -33,6 +33,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from zotune.arguments import checked
 from zotune.direction import Direction, Factors, State, Target, Together
 from zotune.errors import ConfigError
 from zotune.estimate import OneSided, Probe, TwoSided
@@ -155,6 +156,7 @@ class CoreAdam(Rule):
         return sum(2 * min(self.rank, *t.matrix_shape) ** 2 + 2 for t in targets if t.data.dim() >= 2)
 
 
+@checked
 def SubZero(
     model: nn.Module,
     lr: float = 1e-6,
@@ -176,8 +178,6 @@ def SubZero(
     for name, value in (("rank", rank), ("interval", interval)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}. Remedy: rank 48, interval 1000 are usual.")
-    if sides not in (1, 2):
-        raise ConfigError(f"sides is {sides!r}. Remedy: 2 for central differences, 1 for forward differences.")
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= beta < 1:
             raise ConfigError(f"{name} must be in [0, 1), got {beta}. Remedy: 0.9 and 0.95 are SubZero+'s.")

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, Factors, Target, Together
 from zotune.errors import ConfigError
 from zotune.estimate import OneSided, Probe
@@ -132,6 +133,7 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
     return x
 
 
+@checked
 def ZOMuon(
     model: nn.Module,
     lr: float = 1e-2,
