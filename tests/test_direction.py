@@ -203,3 +203,26 @@ def test_joint_draws_are_kept_for_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
     small.add("b", 5, cpu)
     assert all(torch.equal(small.draw(Key(0, 0, query), "a"), each) for query, each in enumerate(first))
     assert len(small._drawn) == 4 and small.elements == 60
+
+
+def test_past_steps_are_drawn_for_one_tensor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many past steps for one tensor after the other draw no other tensor; several in a row draw all of that step."""
+    cpu, together, drawn = torch.device("cpu"), Together("gaussian"), list[int]()
+    many, names = module.noise_many, [f"w{i}" for i in range(5)]
+
+    def counted(law: Law, key: Key, *rest: Any) -> list[Tensor]:
+        drawn.append(key.step)
+        return many(law, key, *rest)
+
+    monkeypatch.setattr(module, "noise_many", counted)
+    for name in names:
+        together.add(name, 10, cpu)
+    expected = {(name, step): noise("gaussian", Key(0, step), name, 0, 10) for name in names for step in range(9)}
+    for name in names:
+        for step in reversed(range(9)):
+            assert torch.equal(together.draw(Key(0, step), name), expected[name, step])
+    assert drawn == [8]
+    for step in (2, 3, 1):
+        for name in names:
+            assert torch.equal(together.draw(Key(0, step), name), expected[name, step])
+    assert drawn == [8, 2, 3, 1]

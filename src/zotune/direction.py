@@ -200,14 +200,19 @@ Kind = tuple[torch.device, torch.dtype]
 
 @final
 class Together:
-    """Whole draws of many small tensors in one call, kept for the latest `steps` steps: all keys, if there is room."""
+    """Whole draws of many small tensors in one call, kept for the latest `steps` steps: all keys, if there is room.
+
+    An earlier step is drawn tensor by tensor, until several tensors in a row are asked for it: what goes through many
+    past steps for one tensor after the other would otherwise draw all tensors for each of them.
+    """
 
     def __init__(self, law: Law, steps: int = 1) -> None:
         self._law: Law = law
         self._kinds: dict[str, Kind] = {}
         self._sizes: dict[Kind, dict[str, int]] = {}
         self._drawn: dict[tuple[Key, Kind], dict[str, Tensor]] = {}
-        self._steps, self._span = list[int](), steps
+        self._steps, self._span = list[int](), steps  # in their order
+        self._asked = -1, ""  # the earlier step that was drawn alone last, and the tensor
         self._most = 0  # numbers that were kept at one time
 
     def __contains__(self, name: str) -> bool:
@@ -220,21 +225,30 @@ class Together:
 
     def draw(self, key: Key, name: str) -> Tensor:
         """The noise of a registered tensor, (count,) in its dtype."""
-        if key.step not in self._steps:
-            self._steps = [*self._steps, key.step][-self._span :]
-            self._drawn = {one: drawn for one, drawn in self._drawn.items() if one[0].step in self._steps}
         kind = self._kinds[name]
+        if key.step not in self._steps:
+            step, last = self._asked
+            if self._steps and key.step < self._steps[-1] and (step != key.step or last == name):
+                self._asked = key.step, name
+                return self._alone(key, name)
+            self._steps = sorted([*self._steps, key.step][-self._span :])
+            self._drawn = {one: drawn for one, drawn in self._drawn.items() if one[0].step in self._steps}
+        self._asked = -1, ""
         drawn = self._drawn.get((key, kind))
         if drawn is None:
             (device, dtype), sizes = kind, self._sizes[kind]
             held = self._held()
             if held + sum(sizes.values()) > _ROOM and sum(other == kind for _, other in self._drawn) >= 4:
                 # Nothing is dropped for it: an update asks for every key, tensor after tensor, and would redraw all.
-                return kernels.noise(self._law, key, name, 0, sizes[name], device).to(dtype)
+                return self._alone(key, name)
             values = noise_many(self._law, key, tuple(sizes.items()), device, dtype)
             drawn = self._drawn[key, kind] = dict(zip(sizes, values, strict=True))
             self._most = max(self._most, self._held())
         return drawn[name]
+
+    def _alone(self, key: Key, name: str) -> Tensor:
+        device, dtype = self._kinds[name]
+        return kernels.noise(self._law, key, name, 0, self._sizes[device, dtype][name], device).to(dtype)
 
     def _held(self) -> int:
         return sum(sum(self._sizes[kind].values()) for _, kind in self._drawn)
