@@ -356,7 +356,11 @@ def normals(shape: tuple[int, ...] | int, seed: int, dtype: torch.dtype = torch.
 
 
 class Weights(nn.Module):
-    """Bare tensors as a model: `forward()` gives them flattened and joined, so a loss can be any function of theta."""
+    """Bare tensors as a model: `forward()` gives them flattened and joined, so a loss can be any function of theta.
+
+    Matrices at rest are multiplied with three rows of their own, for directions that follow the layers' inputs: x @ W'
+    of those that are not taller than wide, x @ W of the others.
+    """
 
     def __init__(self, **tensors: Tensor) -> None:
         super().__init__()
@@ -364,6 +368,10 @@ class Weights(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=True))
 
     def forward(self) -> Tensor:
+        for name, weight in self._parameters.items():
+            if type(weight) is nn.Parameter and weight.dim() == 2:
+                x = normals((3, max(weight.shape)), len(name), weight.dtype).to(weight.device)
+                _ = x @ weight if weight.shape[0] > weight.shape[1] else functional.linear(x, weight)
         return torch.cat([getattr(self, name).reshape(-1) for name in self._parameters])
 
 

@@ -101,6 +101,9 @@ class Direction(ABC):
     reads_inputs = False
     """Whether `see` must be called before a step's first draw: such a method cannot be replayed without data."""
 
+    of_matrices = False
+    """Whether nothing of the method is left where no tensor has two dimensions: such a scope is refused."""
+
     may_wait = False
     """Whether an update along z can be made after later steps were evaluated: z depends on key and tensor alone."""
 
@@ -110,8 +113,13 @@ class Direction(ABC):
     def prepare(self, targets: Sequence[Target]) -> None:  # noqa: B027 - most directions have nothing to prepare
         """Called once, with the initial weights, before the first draw."""
 
-    def see(self, target: Target, key: Key, inputs: Tensor) -> None:  # noqa: B027 - most directions are blind
-        """The inputs (tokens, columns) of the linear layer of `target` at the unperturbed weights of the key's step."""
+    def see(  # noqa: B027 - most directions are blind
+        self, target: Target, key: Key, inputs: Tensor, transposed: bool = False
+    ) -> None:
+        """What the matrix of `target` is multiplied with at the unperturbed weights of the key's step.
+
+        x (tokens, columns) of a layer `x @ W'`; transposed: x (tokens, rows) of a layer `x @ W`.
+        """
 
     def observe(self, targets: Sequence[Target], probes: Sequence[Probe]) -> None:  # noqa: B027
         """Called after the update of every step, with the probes that made it: the place to learn from them."""

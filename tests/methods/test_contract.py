@@ -173,6 +173,8 @@ def test_the_direction_probed_is_the_direction_applied(method: str, queries: int
     targets = {target.name: target for target in optimizer.perturber.targets()}
     changed = OTHERWISE[method]() if method in OTHERWISE else None
     for step in range(7):
+        if optimizer.direction.reads_inputs:
+            optimizer.look(of(lambda theta: slope @ theta), ROWS)
         seen = {key: probed(optimizer, key) for key in keys_of(optimizer, step, 2)}
         before = weights(model)
         gains = {(name, key): optimizer.direction.gain(targets[name], key) for name in ODD for key in seen}

@@ -86,7 +86,7 @@ METHODS: dict[str, Method] = {
             AGZO,
             "2601.17261",
             "queries + 1 if sided == 'one' else 2 * queries + 1",
-            "a basis of the step: rank * columns per linear layer",
+            "a basis of the step: rank * inputs per layer",
             False,
         ),
         Method(
@@ -94,7 +94,7 @@ METHODS: dict[str, Method] = {
             AIMZO,
             "2609.35257",
             "probes + 1",
-            "a basis: width * columns per linear layer",
+            "a basis: width * inputs per layer",
             False,
         ),
         Method("curvzo", CurvZO, "2603.21725", "2 * queries", "one score per tensor", True),
