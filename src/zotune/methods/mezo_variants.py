@@ -180,7 +180,10 @@ def _significant(beta: float) -> int:
 
 @final
 class Rescaled(Direction):
-    """`z / d` with one d per tensor; the update gets `d z` (variance) or `z` (expectation) through its gain."""
+    """`z / d` with one d per tensor; the update gets `d z` (variance) or `z` (expectation) through its gain.
+
+    z / d is rounded once, and all that moves along it takes that: rows that are looked up, sums, updates.
+    """
 
     def __init__(self, law: Law, scaling: Scaling, scales: Mapping[str, float] | None = None) -> None:
         self.z, self.scaling, self.given = Dense(law), scaling, scales
@@ -210,13 +213,13 @@ class Rescaled(Direction):
         return d * d if self.scaling == "variance" else d
 
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
-        return self.z.block(target, key, start, stop) * (1 / self.d[target.name])
+        return self._over(target, self.z.block(target, key, start, stop))
 
     def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
-        return self.z.rows(target, key, rows) * (1 / self.d[target.name])
+        return self._over(target, self.z.rows(target, key, rows))
 
-    def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
-        return self.z.add(target, key, start, w, [scale / self.d[target.name] for scale in scales])
+    def _over(self, target: Target, z: Tensor) -> Tensor:
+        return z.to(torch.promote_types(target.data.dtype, torch.float32)) * (1 / self.d[target.name])
 
     def state_elements(self, targets: Sequence[Target]) -> int:
         return len(self.d) + self.z.state_elements(targets)
