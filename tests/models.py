@@ -136,16 +136,6 @@ OTHERWISE: dict[str, Callable[[], Applied]] = {"lozo_m": MovingAverage, "zo_muon
 LONG_STEPS = {"grzo"}
 # Methods whose direction keeps a number for every weight, as their papers do.
 FOR_EVERY_WEIGHT = {"hizoo", "conmezo"}
-# Methods whose `sum of coef gain z` is an unbiased estimate of the gradient on what they ever move.
-UNBIASED = {
-    "mezo",
-    "sparse_mezo",
-    "lozo",
-    "lozo_m",
-    "curvzo",
-    "subzero",
-    "kerzoo",
-}
 
 
 @pytest.fixture(autouse=True, scope="module")

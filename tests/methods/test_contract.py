@@ -14,7 +14,6 @@ from tests.models import (
     OTHERWISE,
     RESCALED,
     ROWS,
-    UNBIASED,
     Weights,
     batch_for,
     displaced,
@@ -334,37 +333,6 @@ def test_forwards_counted_are_forwards_declared(method: str, queries: int) -> No
         free = [p for p in optimizer.estimator.points(0, 0) if p.scale or not optimizer.direction.reads_inputs]
         if lanes == "auto" and len(free) > 1:
             assert len(seen) < 3 * forwards
-
-
-@pytest.mark.parametrize("method", sorted(UNBIASED))
-def test_the_estimate_is_unbiased_on_a_quadratic(method: str) -> None:
-    """The mean of `coef gain z` over 2,000 steps is P grad within 4.5 standard errors per coordinate.
-
-    P is E[z z'], estimated by the identity on what the method moves: 1 where the direction is ever nonzero, else 0.
-    A quadratic makes central differences exact, so nothing is left but the law of z.
-    """
-    model = Weights(matrix=normals((4, 3), 1, torch.float64), vector=normals(4, 2, torch.float64))
-    size = flat(model).numel()
-    curve = normals((size, size), 3, torch.float64)
-    curve = curve @ curve.T / size
-    theta = flat(model)
-    gradient = curve @ theta
-    options = {"interval": 1} if "interval" in accepts(method) else {}
-    optimizer = train(method, model, lr=0.0, **options)
-    estimates, moved = [], torch.zeros(size, dtype=torch.bool)
-    for step in range(2000):
-        key, targets = keys_of(optimizer, step, 2)[0], optimizer.perturber.targets()
-        # Before the step, from whose losses a direction may learn.
-        drawn = [optimizer.direction.block(t, key, 0, t.data.numel()).double() for t in targets]
-        gains = [optimizer.direction.gain(t, key) for t in targets]
-        moved |= torch.cat(drawn) != 0
-        optimizer.step(of(lambda joined: joined @ curve @ joined / 2), {})
-        estimates.append(optimizer.probes[0].coef * torch.cat([g * z for g, z in zip(gains, drawn, strict=True)]))
-    found = torch.stack(estimates)
-    error = found.mean(0) - gradient * moved
-    bound = 4.5 * found.std(0) / len(found) ** 0.5
-    assert bool((error.abs() <= bound).all()), (error / bound).tolist()
-    assert float(bound.max()) < float(gradient.norm())
 
 
 def test_the_table_is_complete() -> None:
