@@ -284,10 +284,10 @@ def takes_closures(name: str) -> bool:
     return not train(name, nn.Linear(1, 1)).estimator.per_example
 
 
-def forwards_of(optimizer: ZerothOrder) -> int:
+def forwards_of(optimizer: ZerothOrder, step: int = 0) -> int:
     """The forwards of a step, as the method's row declares them."""
     declared = METHODS[optimizer.method].forwards_per_step
-    return int(eval(declared, dict(optimizer.arguments)))  # noqa: S307 - our own table
+    return int(eval(declared, {**optimizer.arguments, "step": step}))  # noqa: S307 - our own table
 
 
 def record_of(optimizer: ZerothOrder, step: int, lr: float, rows: int = 2) -> StepRecord:

@@ -152,6 +152,16 @@ def test_past_probes_are_cut_off_and_travel(moments: Any) -> None:
     assert same_bits(weights(copied), weights(model))
 
 
+@pytest.mark.parametrize("variant", [{"queries": 4, "samples_over": 5}, {"feedback": "residual"}, {"queries": 3}])
+def test_forwards_are_as_declared(variant: dict[str, Any]) -> None:
+    """Step by step, also while the number of directions grows."""
+    optimizer = MeZO(tiny("llama"), lanes="off", **variant)
+    for step in range(7):
+        before = optimizer.evaluator.forwards
+        optimizer.step(loss, batch_for("llama"))
+        assert optimizer.evaluator.forwards - before == models.forwards_of(optimizer, step)
+
+
 @pytest.mark.parametrize("scaling", [None, "variance"])
 def test_a_past_step_costs_a_draw_of_each_tensor(scaling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one of all small tensors for each of them: of 40 tensors a step with 8 behind it draws 9 times their size."""

@@ -76,7 +76,7 @@ def MeZO(
         lr=lr,
         direction=Dense(law) if scaling is None else Rescaled(law, scaling, scales),
         estimator=_estimator(eps, queries, samples_over, feedback),
-        rule=Sgd() if moments is None else PastProbes(moments, beta1, beta2, history),
+        rule=Sgd() if moments is None else PastProbes(moments, beta1, beta2, history, queries=queries),
         seed=seed,
         method="mezo",
         arguments=arguments,

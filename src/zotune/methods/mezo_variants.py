@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, final
 
 import torch
@@ -102,7 +103,13 @@ class PastProbes(Rule):
     in_parts = True
 
     def __init__(
-        self, moments: Moments, beta1: float, beta2: float, history: int | None = None, zeta: float = 1e-8
+        self,
+        moments: Moments,
+        beta1: float,
+        beta2: float,
+        history: int | None = None,
+        zeta: float = 1e-8,
+        queries: int = 1,
     ) -> None:
         for name, beta in (("beta1", beta1), ("beta2", beta2)):
             if not 0 <= beta < 1:
@@ -113,10 +120,11 @@ class PastProbes(Rule):
         # Squares want a mean over some steps even where the first moment has none: of one step it would be a sign.
         least = _SQUARES if moments == "adam" else 1
         self.history = history if history is not None else max(_significant(beta1), least)
-        self.past: list[list[Probe]] = []  # of each step, the oldest first
+        self.queries = queries  # at most, in a step
+        self.past: list[list[Probe]] = []  # of each step, the oldest first; their losses are of no use
 
     def begin(self, probes: Sequence[Probe]) -> None:
-        self.past = [*self.past, list(probes)][-self.history :]
+        self.past = [*self.past, [replace(probe, losses=()) for probe in probes]][-self.history :]
 
     def update(self, block: Block, probes: Sequence[Probe], lr: float, weight_decay: float) -> Tensor:
         value = decayed(block, lr, weight_decay)
@@ -168,6 +176,9 @@ class PastProbes(Rule):
         for (low, high, step, query), coef in zip(state["keys"].tolist(), state["coefs"].tolist(), strict=True):
             steps.setdefault(step, []).append(Probe(Key(high << 32 | low, step, query), coef, ()))
         self.past = list(steps.values())
+
+    def state_elements(self, targets: Sequence[Target]) -> int:
+        return 4 * self.queries * self.history  # the three numbers of a key, and the coefficient
 
 
 def _significant(beta: float) -> int:
