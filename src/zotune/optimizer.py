@@ -299,6 +299,9 @@ class ZerothOrder(torch.optim.Optimizer):
         micro-batches all have weight 0 is left out; its mean is NaN.
         """
         if closure is not None:
+            rows = batch_rows(batch)
+            if rows and not self._losses and self.parallel is None:  # all that the step will have
+                self.estimator.check_examples(rows)
             self.estimate(closure, batch)
         if self.parallel is not None:
             if self.parallel.owes_forward():

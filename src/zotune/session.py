@@ -152,6 +152,7 @@ class Session:
         """The optimizer and the fixed batches. No weight is read."""
         self._divide()
         self.optimizer = self._optimizer()
+        self.optimizer.estimator.check_examples(self.config.batch_size)
         self._lr = _schedule(self.optimizer, self.config)
         if self.optimizer.parallel is not None:
             ends = (0, max(0, self.config.steps - 1))

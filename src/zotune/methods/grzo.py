@@ -64,16 +64,19 @@ class PerExample(Estimator):
     def points(self, seed: int, step: int) -> list[Point]:
         return [Point(Key(seed, step), side, each=True) for side in (self.eps, -self.eps)]
 
+    def check_examples(self, count: int) -> None:
+        if self.normalize == "std" and count < 2:
+            raise UserError(
+                "grzo divides by the spread among the examples of a step, and this step has one. "
+                'Remedy: more examples per step, or normalize="none".'
+            )
+
     def probes(self, seed: int, step: int, losses: Sequence[float]) -> list[Probe]:
         count = len(losses) // 2
+        self.check_examples(count)
         both = list(zip(losses[:count], losses[count:], strict=True))
         differences = [plus - minus for plus, minus in both]
         if self.normalize == "std":
-            if count < 2:
-                raise UserError(
-                    "grzo divides by the spread among the examples of a step, and this step has one. "
-                    'Remedy: more examples per step, or normalize="none".'
-                )
             spread = deviation(differences) + self.floor
             differences = [value / spread for value in differences]
         if self.clip is not None:
