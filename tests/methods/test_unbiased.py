@@ -32,6 +32,9 @@ MORE: dict[str, dict[str, Any]] = {
     "eggroll": {"population": 6},
 }
 
+# Methods whose estimate has no mean that is linear in the gradient, with the reason.
+EXEMPT: dict[str, str] = {}
+
 Projector = Callable[[ZerothOrder, Key], Tensor]
 
 
@@ -138,9 +141,11 @@ def test_the_mean_of_the_estimate_is_the_method_s_own(method: str) -> None:
 
     P is E[z z'] given what the method has learned: 1 but for PROJECTORS. For methods that divide by the losses' spread
     the estimate is multiplied with it again, and MEAZO's running mean, ZO-Muon's sign and LoZO-M's average are the
-    rule's, after the estimate. No row is exempt. A quadratic makes central differences exact, and what is left of
+    rule's, after the estimate. So no row is exempt. A quadratic makes central differences exact, and what is left of
     one-sided ones is odd in z: nothing but the law of z remains.
     """
+    if method in EXEMPT:
+        pytest.skip(EXEMPT[method])
     model = Weights(matrix=normals(SHAPE, 1, torch.float64), vector=normals(VECTOR, 2, torch.float64))
     curve = normals((SIZE, SIZE), 3, torch.float64)
     curve, theta = curve @ curve.T / SIZE, flat(model)
