@@ -92,6 +92,41 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "opt-125m-shaped": lambda: opt(12, 768, 12),
     "opt-30m-shaped": lambda: opt(4, 384, 6),
 }
+# (layers, width, heads): OPT's published shapes, for a GPU.
+LARGE = {"opt-1.3b-shaped": (24, 2048, 32), "opt-13b-shaped": (40, 5120, 40), "opt-30b-shaped": (48, 7168, 56)}
+
+
+def model_on(name: str, device: str, dtype: str) -> nn.Module:
+    """One of MODELS, or of LARGE and llama-8b-shaped with random weights that are made where they stay."""
+    if name in MODELS:
+        return MODELS[name]().to(device=device, dtype=getattr(torch, dtype))
+    with torch.device("meta"):
+        if name == "llama-8b-shaped":
+            sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
+            config = transformers.LlamaConfig(**sizes, num_attention_heads=32, num_key_value_heads=8)
+            model: Any = transformers.LlamaForCausalLM(config)
+        else:
+            layers, width, heads = LARGE[name]
+            sizes = {"num_hidden_layers": layers, "hidden_size": width, "word_embed_proj_dim": width}
+            config = transformers.OPTConfig(**sizes, ffn_dim=4 * width, num_attention_heads=heads)
+            model = transformers.OPTForCausalLM(config)
+    model = model.to(getattr(torch, dtype)).to_empty(device=device).eval()
+    model.tie_weights()
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.02, generator=generator)
+            else:
+                parameter.fill_(0.0 if parameter_name.endswith("bias") else 1.0)
+        for module in model.modules():
+            if hasattr(module, "inv_freq"):  # rotary frequencies are made with the module, and were not kept
+                made: Any = type(module)(model.config)
+                for name, buffer in made.named_buffers():
+                    getattr(module, name).copy_(buffer)
+    return model  # type: ignore[no-any-return]
+
+
 LABEL_WORDS = (10, 11)  # token ids of the two candidates
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zotune.advice import Advisor, check_lr
+from zotune.advice import Advisor, check_lr, check_mode
 from zotune.config import TrainConfig
 from zotune.records import StepRecord
 from zotune.train import train
@@ -24,6 +26,28 @@ def test_backprop_lr(lr: float, trained: int, warns: bool) -> None:
     assert (said is not None) == warns
     if said:
         assert "lr 2e-05 is a typical value for Adam" in said and "1e-7 to 1e-6" in said and "Remedy" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({"scope": "lora", "method": "lozo"}, True),
+        ({"scope": "prompt"}, True),
+        ({"scope": "lora", "blocks": "atoms"}, True),
+        ({"scope": "lora"}, False),
+        ({"scope": "prefix"}, False),
+        ({"scope": "lora", "method": "lozo", "lr": 1e-4}, False),
+        ({"scope": "head"}, False),
+        ({"scope": "norms", "method": "lozo"}, False),
+    ],
+)
+def test_a_default_for_all_weights(options: dict[str, Any], warns: bool) -> None:
+    """Said where something is added to the model and neither the user nor the paper has a rate for it."""
+    said = check_mode(TrainConfig(model="m", train=Path("t"), output_dir=Path("o"), **options))
+    assert (said is not None) == warns
+    if said:
+        method, scope = options.get("method", "mezo"), options["scope"]
+        assert said.startswith(f"Warning: {method} has no learning rate of its own for scope {scope}; its default")
 
 
 def test_a_run_says_it(

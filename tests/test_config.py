@@ -73,6 +73,7 @@ def test_text_from_a_command_line_is_converted() -> None:
         ({"threads": 0}, "^threads is 0"),
         ({"threads": 100000}, "^threads is 100000: input should be less than or equal to 1024. Remedy: correct it."),
         ({"train": None}, "^train is missing. Remedy: give --train FILE, or --task NAME"),
+        ({"device_map": "auto", "offload": "cpu"}, "^device_map spreads a model.* Remedy: leave one of them out"),
         ({"task": "sst2"}, "^train and task cannot be used together.* Remedy: leave --train out"),
         ({"train": None, "task": "sst2", "label_words": ["a", "b"]}, "^label_words and task cannot be used together"),
         ({"shots": 16}, "^shots needs a task. Remedy: give --task NAME, or leave --shots out"),

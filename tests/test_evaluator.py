@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests import models
+from tests.gpu import GPU, Copies
 from tests.models import (
     against_copies,
     batch_for,
@@ -26,11 +27,14 @@ from transformers import PreTrainedTokenizerFast
 
 from zotune import lane_rules
 from zotune.data.template import Template
+from zotune.direction import Dense
 from zotune.errors import ConfigError, RunError, UserError
 from zotune.estimate import Point
-from zotune.evaluator import Evaluator, batch_rows, repeat
+from zotune.evaluator import Evaluator, Seen, batch_rows, fetched, repeat
+from zotune.lazy import Lanes
 from zotune.noise import Key
 from zotune.objective.label_words import LabelWords
+from zotune.scorer import nothing
 
 one_thread = models.one_thread
 methods = pytest.mark.parametrize("method", models.METHOD_ROWS)
@@ -285,3 +289,56 @@ def test_losses_are_read_when_all_forwards_are_on_their_way() -> None:
     optimizer = train("mezo", seeded(lambda: nn.Linear(3, 2)), lanes="off", queries=3)
     optimizer.estimate(objective, inputs(2, 3))
     assert events[:7] == ["forward"] * 6 + ["read"]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "opt", "gpt2", "phi", "gpt_neox"])
+@pytest.mark.parametrize("method", ["mezo", "lozo", "fzoo", "subzero", "grzo"])
+def test_a_forward_on_a_gpu_waits_for_nothing(family: str, method: str) -> None:
+    """Both sides of a later step: no number is read there, nothing is copied to or from the host.
+
+    Whether position ids are alike in all copies (OPT) is taken from the first batch, and looked at with the losses.
+    """
+    here, there = train(method, tiny(family)), train(method, tiny(family).to(GPU))
+    batch = batch_for(family)
+    away = {name: tensor.to(GPU) for name, tensor in batch.items()}
+    for step in range(2):
+        points = [point for point in here.estimator.points(0, step) if point.scale][:2]
+        _, lanes = here.evaluator.stacked(loss, batch, points, nothing, here.direction)
+        with Copies() as copies:
+            found, seen = there.evaluator.stacked(loss, away, points, nothing, there.direction, lanes.choices)
+    assert copies.found == [] and found.device == GPU and found.shape == (len(points), 3)
+    assert len(seen.doubts) == len(lanes.choices) == (family == "opt")
+
+
+class Doubting:
+    """In place of a recorder: losses that are wrong, and doubted."""
+
+    asked = 0
+
+    def prove(self, *given: Any) -> None:
+        """Nothing."""
+
+    def losses(self, objective: Any, batch: Any, points: Any, within: Any) -> Seen:
+        self.asked += 1
+        return Seen(torch.full((len(points), 3), 9.0), torch.tensor(True))
+
+
+def test_losses_that_are_doubted_are_not_used() -> None:
+    """The batch is evaluated anew, with every choice waited for, and counts as evaluated twice."""
+    optimizer = train("mezo", tiny("opt"))
+    evaluator, batch = optimizer.evaluator, batch_for("opt")
+    points = optimizer.estimator.points(0, 0)
+    expected = evaluator.losses(loss, batch, points)
+    evaluator.recorder, before = Doubting(), evaluator.forwards  # type: ignore[assignment]
+    assert torch.equal(evaluator.losses(loss, batch, points), expected)
+    assert evaluator.recorder.asked == 1 and evaluator.forwards == before + 4  # type: ignore[union-attr]
+
+
+def test_a_choice_as_planned_leaves_a_doubt() -> None:
+    """What was planned is taken unseen; without a plan the value is waited for."""
+    lanes = Lanes(Dense(), [], 1, plan=[True, False])
+    assert [lanes.choose(torch.tensor(value)) for value in (False, False, True)] == [True, False, True]
+    assert [bool(doubt) for doubt in lanes.doubts] == [True, False] and bool(lanes.doubted())
+    assert Lanes(Dense(), [], 1).doubted() is None
+    found, doubted = fetched([Seen(torch.ones(2, 3), None), Seen(torch.zeros(1, 3), torch.tensor(False))])
+    assert found.dtype == torch.float64 and found.tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] and not doubted

@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests import models
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, DataError, UserError
 from zotune.load import device_of, load_model, load_to_replay, load_tokenizer, meta_model, quiet
 from zotune.objective.label_words import LabelWords
 from zotune.objective.make import make_objective
+from zotune.revisit import replay
+from zotune.train import train
+from zotune.watch import Quiet
 from zotune.weights import base_sha256, weights_sha256
 
 Config = Callable[..., TrainConfig]
@@ -147,6 +151,23 @@ def test_no_language_model_head(config: Config, tiny: Callable[[str], Path], tmp
     path.write_text(path.read_text().replace("BertForMaskedLM", "BertForSequenceClassification"))
     with pytest.raises(ConfigError, match="no language-model head"):
         load_model(config(model=str(model)))
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("llava", "LlavaForConditionalGeneration"), ("qwen2_vl", "Qwen2VLForConditionalGeneration")]
+)
+def test_models_of_pictures(
+    config: Config, tiny: Callable[[str], Path], tmp_path: Path, family: str, name: str
+) -> None:
+    """Transformers knows no causal class for them: they load as what they are, and train on texts alone."""
+    model = _copy(tiny, tmp_path / "m", "llama")
+    with quiet():
+        models.tiny(family).save_pretrained(model)
+    settings = config(model=str(model), scope="norms&last:1", steps=2)
+    assert type(load_model(settings)).__name__ == type(meta_model(settings)).__name__ == name
+    trained = train(settings, Quiet())
+    assert trained["loss_after"] != trained["loss_before"]
+    assert replay(tmp_path / "run", True, Quiet())["weights_sha256"] == trained["weights_sha256"]
 
 
 def test_no_tokenizer(config: Config, tiny: Callable[[str], Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,21 @@ def test_a_run_that_generates_is_planned(config: Callable[..., TrainConfig]) -> 
     assert longer["memory"]["activations"] >= found["memory"]["activations"]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_candidates_of_several_tokens_are_planned(
+    config: Callable[..., TrainConfig], family: str, tmp_path: Path
+) -> None:
+    """Whether they may share a sequence cannot be shown without weights: what most models do is planned."""
+    rows = [{"prompt": "it was", "chosen": " good and warm", "rejected": " a mess"}] * 8
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = {"label_words": None, "template": None, "train": tmp_path / "pairs.jsonl", "eval": None}
+    settings = config(family, **pairs, scope="norms&last:1", steps=2)
+    found, session = plan(settings, Quiet()), Session(settings).begin()
+    batch = session.batch(session.units[0])
+    assert ("segments" in batch) == (family != "t5") and found["blocks_reused"] == session.reuse.depth
+    assert found["disk"]["journal"] == train(settings, Quiet())["journal_bytes"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -186,6 +202,24 @@ def test_what_is_not_planned_is_said(config: Callable[..., TrainConfig], options
     watch.say = heard.append  # type: ignore[method-assign]
     plan(config(**options, eval=None, steps=1), watch)
     assert [line for line in heard if said in line]
+
+
+def test_each_of_several_processes_is_planned(config: Callable[..., TrainConfig]) -> None:
+    """Of shared micro-batches it has its share of the forwards and all weights; of a sharded model a part of both."""
+    options: dict[str, Any] = {"eval": None, "batch_size": 8, "micro_batch_size": 2}
+    alone = plan(config(**options), Quiet())
+    data, both, shard = (
+        plan(config(**options, parallel=mode), Quiet(), processes=2) for mode in ("data", "data+shard", "shard")
+    )
+    update = MACHINE.update * alone["trained"]
+    forwards = alone["seconds_per_step"] - update
+    assert data["seconds_per_step"] == pytest.approx(forwards / 2 + update)
+    assert both["seconds_per_step"] == pytest.approx((forwards + update) / 2)
+    assert shard["seconds_per_step"] == pytest.approx(forwards + update / 2)
+    assert data["memory"]["weights"] == alone["memory"]["weights"] != both["memory"]["weights"]
+    assert both["memory"]["weights"] == shard["memory"]["weights"]
+    with pytest.raises(ConfigError, match="5 processes share the work of a step, which has 4 parts"):
+        plan(config(**options), Quiet(), processes=5)
 
 
 def test_a_run_that_cannot_be_served_is_not_planned(config: Callable[..., TrainConfig]) -> None:

@@ -24,6 +24,26 @@ Config = Callable[..., TrainConfig]
 
 
 @pytest.mark.parametrize(
+    ("options", "lr", "eps"),
+    [
+        ({"scope": "full"}, 1e-6, 1e-3),
+        ({"scope": "lora"}, 1e-4, 1e-2),
+        ({"scope": "lora&last:1"}, 1e-4, 1e-2),
+        ({"scope": "prefix"}, 1e-2, 1e-1),
+        ({"scope": "prompt"}, 1e-6, 1e-3),
+        ({"scope": "lora", "lr": 3e-5}, 3e-5, 1e-2),
+        ({"scope": "prefix", "eps": 0.5}, 1e-2, 0.5),
+        ({"scope": "lora", "method": "lozo"}, 1e-6, 1e-3),
+        ({"scope": "lora", "blocks": "atoms"}, 1e-6, 1e-3),
+    ],
+)
+def test_rates_of_a_mode(config: Config, options: dict[str, Any], lr: float, eps: float) -> None:
+    """MeZO's own where its paper has them; what is given wins, one of the two or both."""
+    optimizer = Session(config(**{"lr": None, "eps": None, "eval": None, **options})).build()
+    assert (optimizer.defaults["lr"], optimizer.arguments["eps"]) == (lr, eps)
+
+
+@pytest.mark.parametrize(
     ("options", "depth"),
     [
         ({"scope": "last:1"}, 2),

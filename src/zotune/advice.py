@@ -8,10 +8,14 @@ from collections.abc import Callable
 from statistics import fmean, pvariance
 from typing import final
 
+from zotune.adapters import added_by
+from zotune.config import TrainConfig
+from zotune.methods import of_mode
 from zotune.records import StepRecord
 
 _LARGE = 10**7  # trained weights, from which on an Adam-like lr is surely one
 _ADAM_LR = 1e-5
+_ADDED = ("lora", "prefix", "prompt")
 _FLAT_STEPS = 10
 _FLAT_SHARE = 0.8  # of a window's steps, from which on an objective is called mostly flat
 _WINDOW = 50  # steps of a mean loss
@@ -30,6 +34,17 @@ def check_lr(lr: float, trained: int, method: str) -> str | None:
     return (
         f"Warning: lr {lr:g} is a typical value for Adam. With forward passes only, {method} on {trained:,} weights "
         "usually needs 1e-7 to 1e-6. Remedy: a smaller --lr, or `zotune tune`, which measures it."
+    )
+
+
+def check_mode(config: TrainConfig) -> str | None:
+    """A sentence where what is added to the model is trained at a default that was made for all weights."""
+    mode = added_by(config.scope)
+    if config.lr is not None or mode not in _ADDED or of_mode(config.method, mode, config.blocks):
+        return None
+    return (
+        f"Warning: {config.method} has no learning rate of its own for scope {mode}; its default is for all weights, "
+        "and a prefix or LoRA usually takes a hundred times as much. Remedy: --lr, or `zotune tune`, which measures it."
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zotune import kernels
 from zotune.estimate import Probe
-from zotune.noise import Key, Law, noise_many, noise_rows
+from zotune.noise import Key, Law, noise_rows
 
 # Named tensors: what a part of a method carries from step to step.
 State = dict[str, Tensor]
@@ -217,6 +217,7 @@ class Together:
     def __init__(self, law: Law, steps: int = 1) -> None:
         self._law: Law = law
         self._kinds: dict[str, Kind] = {}
+        self._columns: dict[str, int] = {}
         self._sizes: dict[Kind, dict[str, int]] = {}
         self._drawn: dict[tuple[Key, Kind], dict[str, Tensor]] = {}
         self._steps, self._span = list[int](), steps  # in their order
@@ -226,19 +227,25 @@ class Together:
     def __contains__(self, name: str) -> bool:
         return name in self._kinds
 
-    def add(self, name: str, count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        """Register a tensor of `count` elements, to be drawn in `dtype`."""
+    def add(
+        self, name: str, count: int, device: torch.device, dtype: torch.dtype = torch.float32, columns: int = 0
+    ) -> None:
+        """Register a tensor of `count` elements, to be drawn in `dtype`; as a matrix, if it has `columns`."""
         self._kinds[name] = device, dtype
         self._sizes.setdefault((device, dtype), {})[name] = count
+        if columns:
+            self._columns[name] = columns
 
     def draw(self, key: Key, name: str) -> Tensor:
-        """The noise of a registered tensor, (count,) in its dtype."""
+        """The noise of a registered tensor, (count,) or (count / columns, columns) in its dtype."""
         kind = self._kinds[name]
+        if key.held is not None:  # its words change under way: nothing that was drawn may be kept
+            return self._alone(key, name, kind)
         if key.step not in self._steps:
             step, last = self._asked
             if self._steps and key.step < self._steps[-1] and (step != key.step or last == name):
                 self._asked = key.step, name
-                return self._alone(key, name)
+                return self._alone(key, name, kind)
             self._steps = sorted([*self._steps, key.step][-self._span :])
             self._drawn = {one: drawn for one, drawn in self._drawn.items() if one[0].step in self._steps}
         self._asked = -1, ""
@@ -248,15 +255,19 @@ class Together:
             held = self._held()
             if held + sum(sizes.values()) > _ROOM and sum(other == kind for _, other in self._drawn) >= 4:
                 # Nothing is dropped for it: an update asks for every key, tensor after tensor, and would redraw all.
-                return self._alone(key, name)
-            values = noise_many(self._law, key, tuple(sizes.items()), device, dtype)
-            drawn = self._drawn[key, kind] = dict(zip(sizes, values, strict=True))
+                return self._alone(key, name, kind)
+            values = kernels.noise_many(self._law, key, tuple(sizes.items()), device, dtype)
+            drawn = {each: self._shaped(each, value) for each, value in zip(sizes, values, strict=True)}
+            self._drawn[key, kind] = drawn
             self._most = max(self._most, self._held())
         return drawn[name]
 
-    def _alone(self, key: Key, name: str) -> Tensor:
-        device, dtype = self._kinds[name]
-        return kernels.noise(self._law, key, name, 0, self._sizes[device, dtype][name], device).to(dtype)
+    def _alone(self, key: Key, name: str, kind: Kind) -> Tensor:
+        value = kernels.noise(self._law, key, name, 0, self._sizes[kind][name], kind[0])
+        return self._shaped(name, value.to(kind[1]))
+
+    def _shaped(self, name: str, value: Tensor) -> Tensor:
+        return value.view(-1, self._columns[name]) if name in self._columns else value
 
     def _held(self) -> int:
         return sum(sum(self._sizes[kind].values()) for _, kind in self._drawn)

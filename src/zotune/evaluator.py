@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from zotune.lazy import Lanes, LaneUnsupported
 from zotune.machine import is_fault
 from zotune.perturb import Perturber
 from zotune.scorer import Objective, Scorer, Within, nothing
+
+if TYPE_CHECKING:
+    from zotune.graphs.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ class Evaluator(Scorer):
         self.must = lanes == "on"
         self.coverage = coverage
         self._proven: list[str] = []  # how the proven forward read its activations
+        self._choices: list[bool] = []  # what its choices by values came to
+        self.recorder: Recorder | None = None  # plays recorded forwards
         self._proven_with: Objective | None = None  # the objective whose lanes were proven
         self._judged = False  # whether the objective is known to give one loss for each example
         self.forwards = 0
@@ -65,22 +70,34 @@ class Evaluator(Scorer):
             )
         if not self._judged and any(point.each for point in points):
             self._judge(objective, batch, replace(points[0], scale=0.0), within)
-        if self.mode == "undecided":
+        if self.mode == "undecided" or self.recorder is not None:
             self.decide(objective, batch, points, within)
         size = self.max_lanes if self.mode == "lanes" else 1
         groups = [points[i : i + size] for i in range(0, len(points), size)]
         # Waited for once, when all forwards are on their way: a model over several devices works on them side by side.
-        return torch.cat([self._together(objective, batch, group, within) for group in groups]).to("cpu", torch.float64)
+        found, doubted = fetched([self._together(objective, batch, group, within) for group in groups])
+        if doubted:
+            logger.info("one batch evaluated anew: its ids are laid out in another way than those of the first")
+            found, _ = fetched([self._together(objective, batch, group, within, waiting=True) for group in groups])
+        return found
 
-    def _together(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> Tensor:
-        """One forward for all points where that is proven, else one each."""
+    def _together(
+        self, objective: Objective, batch: Any, points: Sequence[Point], within: Within, waiting: bool = False
+    ) -> Seen:
+        """One forward for all points where that is proven, else one each. waiting: for every choice by a value."""
         together = not getattr(objective, "one_at_a_time", "")
         if not getattr(objective, "one_forward", True):  # its witness was asked, not its loss
             together = together and objective is self._proven_with
-        if self.mode == "lanes" and together and (len(points) > 1 or points[0].each):
+        together = self.mode == "lanes" and together and (len(points) > 1 or points[0].each)
+        if self.recorder is not None and not waiting and (together or len(points) == 1):
+            found = self.recorder.losses(objective, batch, points, within)
+            if found is not None:
+                self.forwards += len(points)
+                return found
+        if together:
             before = self.forwards
             try:
-                return self._lanes(objective, batch, points, within)
+                return self._lanes(objective, batch, points, within, waiting=waiting)
             except (LaneUnsupported, RuntimeError) as unsupported:
                 if is_fault(unsupported):
                     raise
@@ -95,28 +112,73 @@ class Evaluator(Scorer):
         return self._singly(objective, batch, points, within)
 
     def _lanes(
-        self, objective: Objective, batch: Any, points: Sequence[Point], within: Within, proof: bool = False
-    ) -> Tensor:
-        rows = batch_rows(batch)
-        if rows is None:
-            raise LaneUnsupported("the batch is not a mapping of tensors that share their first dimension")
-        spread = [own for point in points for own in spread_out(point, rows)]
-        one = rows * len(points) // len(spread)
-        # Every parameter in scope rides in lanes, moved or not: so what is proven does not depend on which are moved.
-        at = self.perturber.at(*spread, rows=one, every=True, direction=self._drawn(proof), copies=len(points))
-        with no_gradient(self.perturber.model), at as lanes, within(len(points)):
-            losses = asked(objective, self.perturber.model, repeat(batch, len(points)), 0 if proof else None)
+        self,
+        objective: Objective,
+        batch: Any,
+        points: Sequence[Point],
+        within: Within,
+        proof: bool = False,
+        waiting: bool = False,
+    ) -> Seen:
+        plan = () if proof or waiting or not self.perturber.quiet else self._choices
+        copy, direction = 0 if proof else None, self._drawn(proof)
+        losses, lanes = self.stacked(objective, batch, points, within, direction, plan, copy)
         self._count(lanes, len(points))
-        if losses.numel() != len(points) * rows:
-            raise LaneUnsupported(f"the objective returned {tuple(losses.shape)} losses, not one for each example")
         # Of several forwards some batches need more than others.
         several = not getattr(objective, "one_forward", True)
         trace = list(dict.fromkeys(lanes.trace)) if several else lanes.trace
         if proof and not self._proven:
-            self._proven = trace
+            self._proven, self._choices = trace, lanes.choices
         if self._proven != trace:
             raise LaneUnsupported("activations are stacked in another way than on the first batch")
-        return losses.detach().reshape(len(points), -1)
+        return Seen(losses, lanes.doubted())
+
+    def stacked(
+        self,
+        objective: Objective,
+        batch: Any,
+        points: Sequence[Point],
+        within: Within,
+        direction: Direction,
+        plan: Sequence[bool] = (),
+        copy: int | None = None,
+        recording: bool = False,
+    ) -> tuple[Tensor, Lanes]:
+        """The losses (points, examples) of one forward of the batch, once for each point; nothing is counted or judged.
+
+        plan: as `Lanes`. copy: as `asked`. Raises LaneUnsupported.
+        """
+        rows = batch_rows(batch)
+        if rows is None:
+            raise LaneUnsupported("the batch is not a mapping of tensors that share their first dimension")
+        spread = [own for point in points for own in spread_out(point, rows)]
+        one, quiet = rows * len(points) // len(spread), recording or self.perturber.quiet
+        # Every parameter in scope rides in lanes, moved or not: so what is proven does not depend on which are moved.
+        at = self.perturber.at(
+            *spread, rows=one, every=True, direction=direction, copies=len(points), quiet=quiet, plan=plan
+        )
+        with no_gradient(self.perturber.model), at as lanes, within(len(points)):
+            losses = asked(objective, self.perturber.model, repeat(batch, len(points)), copy)
+        if losses.numel() != len(points) * rows:
+            raise LaneUnsupported(f"the objective returned {tuple(losses.shape)} losses, not one for each example")
+        return losses.detach().reshape(len(points), -1), lanes
+
+    def alone(
+        self,
+        objective: Objective,
+        batch: Any,
+        point: Point,
+        within: Within,
+        direction: Direction,
+        copy: int | None = None,
+        recording: bool = False,
+    ) -> tuple[Tensor, Lanes]:
+        """The losses (1, examples) at one point; nothing is counted. copy: as `asked`."""
+        quiet = recording or self.perturber.quiet
+        at = self.perturber.at(point, rows=batch_rows(batch) or 1, direction=direction, quiet=quiet)
+        with no_gradient(self.perturber.model), at as lanes, within(1):
+            losses = asked(objective, self.perturber.model, batch, copy)
+        return losses.detach().reshape(1, -1), lanes
 
     def _drawn(self, proof: bool) -> Direction:
         direction = self.perturber.direction
@@ -124,19 +186,17 @@ class Evaluator(Scorer):
 
     def _singly(
         self, objective: Objective, batch: Any, points: Sequence[Point], within: Within, proof: bool = False
-    ) -> Tensor:
+    ) -> Seen:
         found, direction = [], self._drawn(proof)
         for number, point in enumerate(points):
             copy = number if proof else None
             if point.each:
                 found.append(self._row_by_row(objective, batch, point, direction, copy))
                 continue
-            at = self.perturber.at(point, rows=batch_rows(batch) or 1, direction=direction)
-            with no_gradient(self.perturber.model), at as lanes, within(1):
-                losses = asked(objective, self.perturber.model, batch, copy)
+            losses, lanes = self.alone(objective, batch, point, within, direction, copy)
             self._count(lanes, 1)
-            found.append(losses.detach().reshape(1, -1))
-        return torch.cat(found)
+            found.append(losses)
+        return Seen(torch.cat(found), None)
 
     def _row_by_row(
         self, objective: Objective, batch: Any, point: Point, direction: Direction, copy: int | None
@@ -181,6 +241,13 @@ class Evaluator(Scorer):
             )
         self._judged = True
 
+    def check(self, lanes: Lanes) -> None:
+        """Raises CoverageError, and LaneUnsupported where several points go another way than the proven ones."""
+        if self.coverage:
+            self.perturber.check_coverage(lanes)
+        if lanes.count > 1 and lanes.trace != self._proven:
+            raise LaneUnsupported("activations are stacked in another way than on the first batch")
+
     def _count(self, lanes: Lanes, forwards: int) -> None:
         self.forwards += forwards
         if self.coverage:
@@ -192,8 +259,17 @@ class Evaluator(Scorer):
         The first `losses` call does it. A resumed run calls it with the run's first batch on the base weights instead,
         so that both decide alike.
         """
-        if self.mode != "undecided":
-            return
+        if self.mode == "undecided":
+            self._decide(objective, batch, points, within)
+        if self.recorder is not None:
+            self.recorder.prove(objective, batch, self._group(points), within)
+
+    def _group(self, points: Sequence[Point]) -> list[Point]:
+        """The first points that ride in one forward."""
+        moving = [point for point in points if point.scale]
+        return moving[: self.max_lanes if self.mode == "lanes" else 1]
+
+    def _decide(self, objective: Objective, batch: Any, points: Sequence[Point], within: Within) -> None:
         self.mode = "sequential"
         before = self.forwards
         moving = [point for point in points if point.scale]
@@ -228,14 +304,35 @@ class Evaluator(Scorer):
         before = self.forwards
         for magnify in (1.0, _MAGNIFY):
             group = [replace(point, scale=point.scale * magnify) for point in points]
-            together = self._lanes(objective, batch, group, within, proof=True)
-            alone = self._singly(objective, batch, group, within, proof=True)
-            _compare(together.to("cpu", torch.float64), alone.to("cpu", torch.float64), self._dtype())
+            together = self._lanes(objective, batch, group, within, proof=True).losses
+            alone = self._singly(objective, batch, group, within, proof=True).losses
+            both = together.to("cpu", torch.float64), alone.to("cpu", torch.float64)
+            _compare(*both, widest_rounding(self.perturber))
         self.forwards = before
 
-    def _dtype(self) -> torch.dtype:
-        sizes = {target.data.dtype for target in self.perturber.targets()}
-        return min(sizes, key=lambda dtype: -torch.finfo(dtype).eps)
+
+def widest_rounding(perturber: Perturber) -> torch.dtype:
+    """The dtype in scope that rounds most."""
+    return max({target.data.dtype for target in perturber.targets()}, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Losses (points, examples) on their device, and whether a choice that they rest on was wrong, () bool, or None."""
+
+    losses: Tensor
+    doubted: Tensor | None
+
+
+def fetched(seen: Sequence[Seen]) -> tuple[Tensor, bool]:
+    """All losses, (points, examples) float64 on the CPU, and whether any is doubted: one copy from the device."""
+    losses = torch.cat([each.losses for each in seen])
+    doubts = [each.doubted.to(losses.dtype).reshape(1) for each in seen if each.doubted is not None]
+    if not doubts:
+        return losses.to("cpu", torch.float64), False
+    values = torch.cat([losses.flatten(), *doubts]).to("cpu", torch.float64)
+    return values[: losses.numel()].view(losses.shape), bool(values[losses.numel() :].any())
 
 
 def refused_lanes(reason: str) -> UserError:

@@ -138,15 +138,29 @@ def add_up_all(sums: Sequence[Sequence[tuple[Factors, float]]]) -> list[Factors]
         return [add_up(terms) for terms in sums]
     ((count, dtype, _),) = kinds
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    totals = [torch.zeros_like(terms[0][0].u, dtype=wide) for terms in sums]
+    shapes = [terms[0][0].u.shape for terms in sums]
+    total = None
     for number in range(count):
         found = [terms[number] for terms in sums]
-        scaled = [torch.empty_like(total) for total in totals]
-        torch._foreach_copy_(scaled, [factors.u for factors, _ in found])
+        # All of them one behind the other: a few calls for any number of tensors.
+        flat = torch.empty(sum(shape.numel() for shape in shapes), dtype=wide, device=sums[0][0][0].u.device)
+        parts = _shaped(flat, shapes)
+        torch._foreach_copy_(parts, [factors.u for factors, _ in found])
         # The scale is rounded first, as `add_up` does; a product and a sum, never fused.
-        torch._foreach_mul_(scaled, torch.tensor([s * f.scale for f, s in found], dtype=wide).tolist())
-        torch._foreach_add_(totals, scaled)
-    return [Factors(total, terms[0][0].v, 1.0, terms[0][0].basis) for total, terms in zip(totals, sums, strict=True)]
+        scales = torch.tensor([s * f.scale for f, s in found], dtype=wide).tolist()
+        if len(set(scales)) == 1:
+            flat *= scales[0]
+        else:
+            torch._foreach_mul_(parts, scales)
+        total = flat.add_(0.0) if total is None else total.add_(flat)  # as added to zeros: -0.0 becomes 0.0
+    assert total is not None
+    made = zip(_shaped(total, shapes), sums, strict=True)
+    return [Factors(u, terms[0][0].v, 1.0, terms[0][0].basis) for u, terms in made]
+
+
+def _shaped(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    parts: tuple[Tensor, ...] = torch.split(flat, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def side_by_side(terms: Sequence[tuple[Factors, float]]) -> Factors | None:

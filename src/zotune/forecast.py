@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zotune.calibrate import Machine, kept
 from zotune.config import TrainConfig
+from zotune.distributed.work import Work
 from zotune.engines.parts import Sizes, parts, sizes
 from zotune.evaluator import repeat
 from zotune.kernels import fast_for
@@ -52,12 +53,14 @@ def foreseen(session: Session) -> dict[str, int] | None:
     if session.server is not None:  # what a server takes is not known
         return None
     shadow = copy.copy(session)
-    shadow.group = shadow.offload = shadow.pool = None
+    group, shadow.group, shadow.offload, shadow.pool = session.group, None, None, None
     try:
         shadow.model = meta_model(session.config)
         optimizer = shadow.build()
         c = session.config
-        forecast = Forecast(shadow, optimizer, kept(session.device, dtype_of(shadow.model), c.method, c.method_args))
+        machine = kept(session.device, dtype_of(shadow.model), c.method, c.method_args)
+        work = Work() if group is None else Work(group.size, c.parallel or "data")
+        forecast = Forecast(shadow, optimizer, machine, work)
         return forecast.memory(device_of(session.config))
     except Exception:  # a model or a method that must read its weights: a run is not stopped for its forecast
         return None
@@ -73,11 +76,14 @@ def said(terms: dict[str, int], most: int = 3) -> str:
 class Forecast:
     """The metered forwards of a session whose model has no weights.
 
-    Without a `machine` nothing is known of seconds, and memory lacks what its libraries take in the first step.
+    `work`: what each of several processes does. Without a `machine` nothing is known of seconds, and memory lacks what
+    its libraries take in the first step.
     """
 
-    def __init__(self, session: Session, optimizer: ZerothOrder, machine: Machine | None) -> None:
-        self.session, self.optimizer, self.machine = session, optimizer, machine
+    def __init__(
+        self, session: Session, optimizer: ZerothOrder, machine: Machine | None, work: Work | None = None
+    ) -> None:
+        self.session, self.optimizer, self.machine, self.work = session, optimizer, machine, work or Work()
         self.priced = Priced(optimizer.direction)
         optimizer.perturber.direction, optimizer.perturber.fast = self.priced, False
         self.offload = None if session.config.offload is None else sizes(session.model, parts(session.model))
@@ -99,7 +105,8 @@ class Forecast:
     def memory(self, device: torch.device) -> dict[str, int]:
         """Bytes by term, and their peak: the greater of loading and running."""
         config, model = self.session.config, self.session.model
-        weights = _weight_bytes(model) if self.offload is None else _held(config, self.offload, device)
+        sizes = _sizes(model)
+        weights = self.work.weights(model, sizes) if self.offload is None else _held(config, self.offload, device)
         in_files, dtypes = stored(config)
         longest = max(range(len(self.parts)), key=self._width)
         running = max(self.step(longest).peak, self.capture(self.batch(longest)).peak)
@@ -117,7 +124,10 @@ class Forecast:
         converted = 0 if dtypes <= {NAMES.get(dtype_of(model))} or device.type != "cpu" else in_files
         held, working = (self.session.held_bytes, working) if device.type == "cpu" else (0, 0)
         terms = {"runtime": held + working, "weights": weights, "activations": running, "reused": kept, "state": state}
-        # Loading is over before the first forward: what that needs for itself is not there yet.
+        # Loading is over before the first forward: what that needs for itself is not there yet. Each process reads a
+        # whole model into the memory of the CPU, and shares it out from there.
+        if self.work.sharded and device.type == "cpu":
+            converted += max(0, sum(sizes.values()) - weights)
         peak = held + weights + max(working + running + kept + state, converted)
         return {**terms, "loading": converted, "peak": peak}
 
@@ -136,10 +146,10 @@ class Forecast:
         epochs = self._epochs()
         below *= min(epochs, 1.0) + max(epochs - 1.0, 0.0) * (1.0 - training)
         scope = sum(target.data.numel() for target in self.optimizer.perturber.targets())
-        step = (
-            steps / len(self.session.units) * self.session.units_per_step
-            + scope * self.machine.update * self._updates() / 2
-        )
+        units = self.session.units_per_step
+        share = self.work.forwards(units, len(self.points), 2 if self.lanes else 1)
+        own = scope / self.work.count if self.work.sharded else scope
+        step = steps / len(self.session.units) * units * share + own * self.machine.update * self._updates() / 2
         batches = self._eval_batches()
         widths = [self._tokens(examples) for examples in batches]
         seen, captured = {}, {}
@@ -279,10 +289,9 @@ def _held(config: TrainConfig, offload: Sizes, device: torch.device) -> int:
     return offload.resident + offload.room + (offload.streamed if config.offload == "cpu" else 0)
 
 
-def _weight_bytes(model: nn.Module) -> int:
-    """Parameters and buffers; tied ones count once, and an element that is seen many times (a bank's) too."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(_elements(tensor) * tensor.element_size() for tensor in tensors.values())
+def _sizes(model: nn.Module) -> dict[int, int]:
+    """Bytes of parameters and buffers, by id; of an element that is seen many times (a bank's) once."""
+    return {id(t): _elements(t) * t.element_size() for t in (*model.parameters(), *model.buffers())}
 
 
 def _elements(tensor: Tensor) -> int:

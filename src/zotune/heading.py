@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zotune.advice import check_lr
+from zotune.advice import check_lr, check_mode
 from zotune.forecast import foreseen, said
 from zotune.records import StepRecord, encode
 from zotune.session import Session
@@ -36,6 +36,13 @@ def _kept(session: Session) -> str:
     return f"a record of {record} bytes each step, a snapshot of {size(scope)} every {config.snapshot_every}"
 
 
+def _graphs(session: Session) -> dict[str, str]:
+    recorder = getattr(session.optimizer.evaluator, "recorder", None)
+    if recorder is None:
+        return {}
+    return {"graphs": f"none ({recorder.reason})" if recorder.reason else "forwards are recorded and played"}
+
+
 def _shared_out(session: Session) -> dict[str, str]:
     """The line about the processes, where there are several."""
     group, parallel = session.group, session.optimizer.parallel
@@ -65,6 +72,7 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
             "reused": f"{reuse.depth} blocks below the scope run once per {batch}"
             if reuse.depth
             else f"nothing: {reuse.reason}",
+            **_graphs(session),
             **_shared_out(session),
             **({} if session.server is None else {"scorer": session.server.says()}),
             **({"memory": said(terms)} if terms else {}),
@@ -76,7 +84,7 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
     if config.parallel is not None and group is None:
         does = "workers of a pool share the work" if session.pool is not None else "this process does all the work"
         watch.say(f"parallel {config.parallel} is not used: {does}. torchrun starts processes that share it.")
-    warning = check_lr(optimizer.defaults["lr"], count, config.method)
-    if warning:
-        watch.say(warning)
+    for warning in (check_lr(optimizer.defaults["lr"], count, config.method), check_mode(config)):
+        if warning:
+            watch.say(warning)
     return {"foreseen_memory_bytes": terms["peak"]} if terms else {}

@@ -11,8 +11,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from zotune import kernels
 from zotune.direction import Direction, Target
-from zotune.noise import Key, bits16_many
+from zotune.noise import Key
 from zotune.rule import Block
 from zotune.store import store_for
 from zotune.writing import chunk_of
@@ -31,12 +32,13 @@ class EndToEnd(Direction):
 
 def chunks(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
     """Targets in their order, as many at once as scratch memory allows. All lie on one device."""
-    held: list[Target] = []
+    held, size = list[Target](), 0
     for target in targets:
-        if held and sum(t.data.numel() for t in held) + target.data.numel() > chunk_of(target.data.device):
+        if held and size + target.data.numel() > chunk_of(target.data.device):
             yield held
-            held = []
+            held, size = [], 0
         held.append(target)
+        size += target.data.numel()
     if held:
         yield held
 
@@ -48,11 +50,14 @@ def write_jointly(
 
     They have one dtype and lie on one device. `dither`: the key of the bits that round 16-bit numbers.
     """
-    flat = torch.cat([target.data.reshape(-1) for target in targets])
+    flat = torch.cat([target.data if target.data.dim() == 1 else target.data.reshape(-1) for target in targets])
     side = EndToEnd(direction, targets)
     new = value(Block(side, Target("", flat), 0, flat))
     sizes = [(target.name, target.data.numel()) for target in targets]
-    store_for(flat.dtype).write(flat, new, lambda: torch.cat(bits16_many(dither, sizes, flat.device)))
+    store_for(flat.dtype).write(flat, new, lambda: torch.cat(kernels.bits16_many(dither, sizes, flat.device)))
     parts = torch.split(flat, [count for _, count in sizes])
-    shaped = [part.view(target.data.shape) for part, target in zip(parts, targets, strict=True)]
+    shaped = [
+        part if target.data.dim() == 1 else part.view(target.data.shape)
+        for part, target in zip(parts, targets, strict=True)
+    ]
     torch._foreach_copy_([target.data for target in targets], shaped)

@@ -42,7 +42,7 @@ def _looked_up(lanes: Lanes, weight: LaneTensor, ids: Sequence[Tensor]) -> list[
         return _looked_up_signed(lanes, weight, signed, ids)
     found = []
     for first, last in lanes.by_key():
-        unique, inverse = torch.unique(torch.stack(list(ids[first:last])), return_inverse=True)
+        unique, inverse = _distinct(lanes, ids[first:last])
         tables = _rows(lanes, weight, unique, first, last)
         found += [F.embedding(i, table) for i, table in zip(inverse, tables, strict=True)]
     return found
@@ -51,7 +51,7 @@ def _looked_up(lanes: Lanes, weight: LaneTensor, ids: Sequence[Tensor]) -> list[
 def _looked_up_signed(lanes: Lanes, weight: Perturbed, signed: Sequence[Signed], ids: Sequence[Tensor]) -> list[Tensor]:
     """As `_looked_up` where all lanes share one base: its rows are drawn once, each lane flips their signs."""
     target, one = weight.target, signed[0]
-    unique, inverse = torch.unique(torch.stack(list(ids)), return_inverse=True)
+    unique, inverse = _distinct(lanes, ids)
     base = _value_rows(weight, unique)
     shared = one.base.rows(target, one.key, unique).view(base.shape)
     found = []
@@ -62,10 +62,23 @@ def _looked_up_signed(lanes: Lanes, weight: Perturbed, signed: Sequence[Signed],
     return found
 
 
+def _distinct(lanes: Lanes, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The rows that are asked for, (n,), and which of them each id of each lane is, (lanes, ...)."""
+    stacked = torch.stack(list(ids))
+    if lanes.quiet:  # how many distinct ones there are, the host would have to wait for
+        return stacked.flatten(), torch.arange(stacked.numel(), device=stacked.device).view(stacked.shape)
+    unique, inverse = torch.unique(stacked, return_inverse=True)
+    return unique, inverse
+
+
 def _same_in_all(lanes: Lanes, ids: Tensor) -> bool:
     """Whether ids are stacked copy by copy: each copy then reads the same ones. Tells (T, T) positions from (B, T)."""
-    copies = lanes.copies or lanes.count
-    return lanes.stacked(ids) and all(torch.equal(part, ids[: len(part)]) for part in ids.chunk(copies))
+    if not lanes.stacked(ids):
+        return False
+    first, *others = ids.chunk(lanes.copies or lanes.count)
+    if any(part.shape != first.shape for part in others):
+        return False
+    return not others or lanes.choose(torch.stack([(part == first).all() for part in others]).all())
 
 
 def _rows(lanes: Lanes, weight: Perturbed, unique: Tensor, first: int, last: int) -> list[Tensor]:

@@ -45,6 +45,10 @@ class Lanes:
     tokens: frozenset[str] = frozenset()  # tables that are read by the ids of tokens, which may differ between lanes
     shown: list[Tensor] = field(default_factory=list)  # weights whose address was asked for: they stay to be read there
     copies: int = 0  # how often the batch is stacked: fewer than lanes where each example has its own; 0: once a lane
+    quiet: bool = False  # whether nothing may make the host wait: on a GPU, and in a recording
+    plan: Sequence[bool] = ()  # what choices by values came to in another forward
+    choices: list[bool] = field(default_factory=list)  # what they came to in this one
+    doubts: list[Tensor] = field(default_factory=list)  # whether choices that were taken from the plan are wrong
 
     @property
     def count(self) -> int:
@@ -59,6 +63,20 @@ class Lanes:
             raise LaneUnsupported(f"{what} meets an activation of shape {tuple(x.shape)}, not stacked by example")
         self.trace.append(what)
         return x.chunk(self.count)
+
+    def choose(self, found: Tensor) -> bool:
+        """A choice by a value: as planned, with a doubt to be looked at when the losses are; else by waiting for it."""
+        number = len(self.choices)
+        if number < len(self.plan):
+            self.doubts.append(found != self.plan[number])
+            self.choices.append(self.plan[number])
+        else:
+            self.choices.append(bool(found))
+        return self.choices[-1]
+
+    def doubted(self) -> Tensor | None:
+        """Whether any choice that was taken from the plan is wrong, () bool on the device; None where there is none."""
+        return torch.stack(self.doubts).any() if self.doubts else None
 
     def stacked(self, x: Tensor) -> bool:
         """Whether dim 0 of an activation can be examples, lane after lane."""

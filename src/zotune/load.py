@@ -18,7 +18,7 @@ from zotune.adapters import add_for_scope, added_by
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
 from zotune.mapped import clean_mappings, release
-from zotune.objective.model_kind import Kind, model_kind
+from zotune.objective.model_kind import Kind, model_kind, reads_pictures
 from zotune.quantised.load import quantisation, settle
 from zotune.resolve import check_files
 from zotune.weights import aligned
@@ -211,15 +211,18 @@ def meta_model(config: TrainConfig) -> nn.Module:
 
 def _architecture(config: TrainConfig) -> tuple[Any, Any]:
     """The model's config and the class of transformers that loads it."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+    import transformers as hf
 
     classes: dict[Kind, Any] = {
-        "causal": AutoModelForCausalLM,
-        "masked": AutoModelForMaskedLM,
-        "seq2seq": AutoModelForSeq2SeqLM,
+        "causal": hf.AutoModelForCausalLM,
+        "masked": hf.AutoModelForMaskedLM,
+        "seq2seq": hf.AutoModelForSeq2SeqLM,
     }
-    settings = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
-    return settings, classes[model_kind(settings)]
+    settings = hf.AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    kind = model_kind(settings)
+    if kind == "causal" and reads_pictures(settings):  # and texts: those alone are trained on
+        return settings, hf.AutoModelForImageTextToText
+    return settings, classes[kind]
 
 
 def _refuse_random(model: str, missing: list[str]) -> None:

@@ -52,8 +52,8 @@ class LowRank(Factored):
                 continue
             # Rounded to the weights' dtype before use, so that the forward and the update see the same factors.
             rows, columns = target.matrix_shape
-            self._u.add(target.name, rows * self.rank, device, dtype)
-            self._v.add(target.name, columns * self.rank, device, dtype)
+            self._u.add(target.name, rows * self.rank, device, dtype, self.rank)
+            self._v.add(target.name, columns * self.rank, device, dtype, self.rank)
 
     def factors(self, target: Target, key: Key) -> Factors | None:
         return None if target.data.dim() < 2 else self._factors(target, key)
@@ -61,8 +61,7 @@ class LowRank(Factored):
     def _factors(self, target: Target, key: Key) -> Factors:
         query = key.query if self.own else 0
         window = replace(key, step=key.step // self.interval, query=query, purpose=Purpose.BASIS)
-        u = self._u.draw(key, target.name).view(-1, self.rank)
-        v = self._v.draw(window, target.name).view(-1, self.rank)
+        u, v = self._u.draw(key, target.name), self._v.draw(window, target.name)
         return Factors(u, v, self._scale, None if self.own else window.step)
 
     def plain(self, target: Target, key: Key, start: int, stop: int) -> Tensor:

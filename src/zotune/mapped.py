@@ -1,6 +1,7 @@
-"""Weights that lie in the mapping of a file: their pages go back to the system once they have been copied.
+"""Memory that is no longer needed goes back to the system: pages of mapped files, and what is freed.
 
-Without that a model of which copies are made while it is loaded is held twice.
+Without that a model of which copies are made while it is loaded is held twice, and one that is gathered block by block
+is held whole.
 """
 
 from __future__ import annotations
@@ -13,6 +14,20 @@ from pathlib import Path
 from torch import Tensor
 
 _ENTRY = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+)")
+
+
+# Blocks from this size on are mapped one by one: the C library gives them back as soon as they are freed.
+_MAPPED_FROM = 1 << 20
+_M_MMAP_THRESHOLD = -3
+
+
+def give_back_freed() -> None:
+    """From here on large blocks that are freed go back to the system at once. Only glibc has to be told: it keeps
+    blocks of up to 32 MB once such have been freed, for the next that fits.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_MAPPED_FROM))
 
 
 def clean_mappings() -> list[tuple[int, int]]:

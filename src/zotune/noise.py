@@ -23,7 +23,7 @@ The same half-words, all 16 bits, are the dither of stochastic rounding (`bits16
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
@@ -62,12 +62,26 @@ class Purpose(IntEnum):
 @final
 @dataclass(frozen=True)
 class Key:
-    """One stream: `seed` is the run's (64 bits), `step` counts from 0 (64 bits), `query` within the step (32 bits)."""
+    """One stream: `seed` is the run's (64 bits), `step` counts from 0 (64 bits), `query` within the step (32 bits).
+
+    held: a place on a device, (2,) int64, that the words are read from in place of one's own (`zotune.graphs`): those
+    that lie there when a recorded operation runs.
+    """
 
     seed: int
     step: int
     query: int = 0
     purpose: Purpose = Purpose.DIRECTION
+    held: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def scalars(self) -> tuple[Tensor, Tensor]:
+        """The words as tensors without dimensions: where they are held, or on the CPU.
+
+        Left on the CPU: a GPU takes one number as an argument, and would wait for a copy of it.
+        """
+        if self.held is not None:
+            return self.held[0], self.held[1]
+        return torch.tensor(self.words()[0]), torch.tensor(self.words()[1])
 
     def words(self) -> tuple[int, int]:
         """The two 32-bit words of the Philox key."""
@@ -116,9 +130,8 @@ def raw_words(blocks: Tensor, name0: Tensor, name1: Tensor, key0: Tensor, key1: 
 
 def words(key: Key, name: str, blocks: Tensor) -> Tensor:
     """The Philox output of `blocks` (n,) int64 as (n, 4) int32 on their device."""
-    # Left on the CPU: a GPU takes one number as an argument, and would wait for a copy of it.
-    scalars = [torch.tensor(value) for value in (*name_words(name), *key.words())]
-    return torch.stack(raw_words(blocks, *scalars), dim=-1)
+    name0, name1 = (torch.tensor(word) for word in name_words(name))
+    return torch.stack(raw_words(blocks, name0, name1, *key.scalars()), dim=-1)
 
 
 @lru_cache(maxsize=8)
@@ -173,23 +186,22 @@ def noise_many(
 ) -> list[Tensor]:
     """The whole noise of several parameters, given as (name, element count), in one draw: (count,) in `dtype` each."""
     values = expand(law, _words_many(key, tuple(sizes), per_block(law), torch.device(device))).to(dtype)
-    return _parts(values, sizes)
+    return parts(values, sizes)
 
 
 def bits16_many(key: Key, sizes: Sequence[tuple[str, int]], device: torch.device | str = "cpu") -> list[Tensor]:
     """As `bits16`, of whole parameters given as (name, element count), in one draw: (count,) int32 each."""
-    return _parts(half_words(_words_many(key, tuple(sizes), 8, torch.device(device))), sizes)
+    return parts(half_words(_words_many(key, tuple(sizes), 8, torch.device(device))), sizes)
 
 
 def _words_many(key: Key, sizes: tuple[tuple[str, int], ...], size: int, device: torch.device) -> Tensor:
     """The words (n, 4) of all blocks of `size` elements, parameter after parameter."""
-    blocks, names = _layout(sizes, size, device)
-    key0, key1 = (torch.tensor(word) for word in key.words())
-    return torch.stack(raw_words(blocks, names[:, 0], names[:, 1], key0, key1), dim=-1)
+    blocks, names = layout(sizes, size, device)
+    return torch.stack(raw_words(blocks, names[:, 0], names[:, 1], *key.scalars()), dim=-1)
 
 
 @lru_cache(maxsize=32)
-def _layout(sizes: tuple[tuple[str, int], ...], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def layout(sizes: tuple[tuple[str, int], ...], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The blocks' numbers (n,) and the words (n, 2) of their names: the same in every step, so they are kept."""
     counts = [-(-count // size) for _, count in sizes]
     blocks = torch.cat([torch.arange(0), *(torch.arange(count) for count in counts)])
@@ -199,10 +211,11 @@ def _layout(sizes: tuple[tuple[str, int], ...], size: int, device: torch.device)
     return blocks.to(device), names.to(device)
 
 
-def _parts(values: Tensor, sizes: Sequence[tuple[str, int]]) -> list[Tensor]:
+def parts(values: Tensor, sizes: Sequence[tuple[str, int]]) -> list[Tensor]:
     """From (blocks, elements of a block) the elements of each parameter."""
-    parts = torch.split(values, [-(-count // values.shape[1]) for _, count in sizes])
-    return [part.flatten()[:count] for part, (_, count) in zip(parts, sizes, strict=True)]
+    size = values.shape[1]
+    parts = torch.split(values.flatten(), [-(-count // size) * size for _, count in sizes])
+    return [part if len(part) == count else part[:count] for part, (_, count) in zip(parts, sizes, strict=True)]
 
 
 def bits16(key: Key, name: str, start: int, stop: int, device: torch.device | str = "cpu") -> Tensor:

@@ -39,6 +39,7 @@ from zotune.refusals import (
     check_parallel,
     no_example,
     no_inputs,
+    warn_alone,
 )
 from zotune.rule import Rule
 from zotune.schedule import scheduled
@@ -66,12 +67,15 @@ class ZerothOrder(torch.optim.Optimizer):
         seed: the run's seed, 0 <= seed < 2**64. Together with the step number it is all the state there is.
         lanes: "auto" evaluates several points per forward where the first batch proves that right, "off" never, "on" or
             raises UserError. `max_lanes` bounds how many points ride in one forward.
+        graphs: "auto" records forwards as CUDA graphs and plays them, where the model lies whole on one GPU and the
+            first batch proves that right; "on" raises ConfigError where the model does not; "off" never. The objective
+            must then compute from the model and the batch's tensors alone.
         coverage: raise CoverageError when a parameter in scope is not used by a forward pass.
         halve_eps: a step that is left out (`leave_out`) halves eps for the steps to come.
         blocks: "cycle", "random:SHARE" or "atoms": a step perturbs and updates these parts alone (`zotune.schedule`).
         fold_every: low-rank updates are summed for so many steps before they are written into the weights (a divisor of
             the direction's window). Then `model` alone is behind: `settled()` or `fold()` before anything reads it.
-        parallel: the processes that share the work of each step (`zotune.Parallel`).
+        parallel: the processes that share the work of each step (`zotune.Parallel`, `zotune.OwnBatches`).
         offload: streams the model's blocks to the device (`zotune.engines.offload`). Updates wait for their block:
             `weights()` before anything but a forward reads the model.
         method, arguments: what the journal's header says of the method; factories fill them in.
@@ -93,6 +97,7 @@ class ZerothOrder(torch.optim.Optimizer):
         seed: int = 0,
         lanes: Mode = "auto",
         max_lanes: int = 2,
+        graphs: Mode = "off",
         coverage: bool = True,
         blocks: str | None = None,
         fold_every: int = 1,
@@ -122,11 +127,15 @@ class ZerothOrder(torch.optim.Optimizer):
         self.perturber = Perturber(model, self.names, direction, fast, None if offload is None else offload.away)
         check_matrices(method, direction, self.perturber.targets())
         self.perturber.sharding.refuse_unless(direction.in_parts and rule.in_parts, method)
-        check_parallel(self.perturber, parallel, method, estimator.per_example)
-        self.parallel = parallel
+        self.share(parallel)
         lanes = lanes if parallel is None else parallel.lanes(lanes)
         in_step = parallel is not None and parallel.in_step
-        self.evaluator: Scorer = Evaluator(self.perturber, lanes, max_lanes, coverage, in_step)
+        evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage, in_step)
+        if graphs != "off":
+            from zotune.graphs.recorder import recorder_for
+
+            evaluator.recorder = recorder_for(evaluator, graphs, estimator, seed, offload is not None)
+        self.evaluator: Scorer = evaluator
         for target in self.perturber.targets():
             store_for(target.data.dtype)
         targets = self.perturber.targets()
@@ -156,6 +165,13 @@ class ZerothOrder(torch.optim.Optimizer):
                 "groups in params=."
             )
         super().add_param_group(param_group)
+
+    def share(self, parallel: Sharing | None) -> None:
+        """Share the work of the steps to come with other processes; None: with none. Raises ConfigError where this
+        method or this model cannot be shared in that way.
+        """
+        check_parallel(self.perturber, parallel, self.method, self.estimator.per_example)
+        self.parallel = parallel
 
     def __getstate__(self) -> dict[str, Any]:
         """Raises UserError: copy and pickle would take the groups along, and neither the model nor the method."""
@@ -303,6 +319,8 @@ class ZerothOrder(torch.optim.Optimizer):
             if rows and not self._losses and self.parallel is None:  # all that the step will have
                 self.estimator.check_examples(rows)
             self.estimate(closure, batch)
+        if not self.steps and self.parallel is None:
+            warn_alone(self.method)
         if self.parallel is not None:
             if self.parallel.owes_forward():
                 assert self._begun is not None

@@ -67,12 +67,15 @@ class Perturber:
                     "for it there. Remedy: a device_map whose devices hold all that is trained."
                 )
         self.sharding = Sharding(model, self._sites)
+        # Whether a number that the host reads in a forward would stop the device.
+        self.quiet = any(target.data.device.type != "cpu" for target in self.targets())
 
     def targets(self) -> list[Target]:
         """The parameters in scope as they are now, in the order of the names given."""
-        return [self._target(name) for name in self._sites]
+        return [self.target(name) for name in self._sites]
 
-    def _target(self, name: str) -> Target:
+    def target(self, name: str) -> Target:
+        """A parameter in scope as it is now."""
         data = self._away.get(name)
         data = self._parameter(name).detach() if data is None else data
         return Target(name, data, self.fast, self.pending.get(name))
@@ -107,7 +110,7 @@ class Perturber:
         """
 
         def show(name: str, inputs: Tensor, transposed: bool) -> None:
-            self.direction.see(self._target(name), key, inputs, transposed)
+            self.direction.see(self.target(name), key, inputs, transposed)
 
         held = {name: module._parameters[attribute] for name, [(module, attribute), *_] in self._sites.items()}
         return Inputs({name: weight for name, weight in held.items() if weight is not None}, show)
@@ -120,6 +123,8 @@ class Perturber:
         every: bool = False,
         direction: Direction | None = None,
         copies: int = 0,
+        quiet: bool = False,
+        plan: Sequence[bool] = (),
     ) -> Iterator[Lanes]:
         """Within the context the model is at `points` (one lane each, `rows` examples per lane), in eval mode.
 
@@ -127,9 +132,10 @@ class Perturber:
 
         With one point any call works, `generate` included. Yields the Lanes, whose `touched` lists what was used.
         Parameters that no point moves are left as they are, unless `every` is set. `direction`: another than the own.
+        `quiet`, `plan`: as `Lanes`.
         """
         direction = direction or self.direction
-        lanes = Lanes(direction, points, rows, RULES, tokens=self._tokens, copies=copies)
+        lanes = Lanes(direction, points, rows, RULES, tokens=self._tokens, copies=copies, quiet=quiet, plan=plan)
         moved = self.moved(points, direction)
 
         def gathered(name: str, data: Tensor) -> Perturbed:
@@ -145,7 +151,7 @@ class Perturber:
             for name in chosen:
                 if name in self.sharding:
                     continue
-                stand_in: Any = Perturbed(self._target(name), lanes)
+                stand_in: Any = Perturbed(self.target(name), lanes)
                 for module, key in self._sites[name]:
                     saved.append((module, key, module._parameters[key]))
                     module._parameters[key] = stand_in

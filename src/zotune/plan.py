@@ -13,12 +13,14 @@ from typing import Any
 
 from zotune.calibrate import calibrate
 from zotune.config import TrainConfig
+from zotune.distributed.work import Work
 from zotune.engines.parts import Sizes
 from zotune.engines.served import check_served
 from zotune.forecast import Forecast, dtype_of
 from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
 from zotune.machine import free_disk_bytes, free_memory_bytes
+from zotune.objective.generated import Generated
 from zotune.optimizer import ZerothOrder
 from zotune.records import encode, encode_header
 from zotune.refusals import check_offload
@@ -30,8 +32,9 @@ from zotune.watch import Watch
 _HASH = "0" * 64
 
 
-def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str, Any]:
-    """Predict a run of `config`. Reads the model's config and tokenizer, and the rows; no weight.
+def plan(config: TrainConfig, watch: Watch, run: Path | None = None, processes: int = 1) -> dict[str, Any]:
+    """Predict a run of `config`, or what each of several processes of it takes. Reads the model's config and tokenizer,
+    and the rows; no weight.
 
     Returns memory (bytes by term, peak, free, fits), forwards_per_step, seconds_per_step, seconds, disk (bytes by term)
     and, with the folder of a finished `run`, what that run measured. Raises what `zotune train` would raise for the
@@ -47,11 +50,14 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
     if config.scorer != "torch":
         check_served(config, alone=config.parallel is None)
         watch.say(f"Planned for the model's own forwards: what {config.scorer} takes beside it is not counted.")
-    if config.parallel is not None:
-        watch.say("Planned for one process: several share the time of its steps, and with 'shard' its weights.")
-    if config.generates:
-        watch.say(f"Every completion is planned with all of its {config.max_new_tokens} tokens; most may end before.")
-    forecast = Forecast(session, optimizer, machine)
+    if config.parallel is not None and processes == 1:
+        watch.say("Planned for one process. --processes says how many share its steps or its weights.")
+    if processes > 1:
+        watch.say("Each of the processes is planned; the time does not count what they wait for each other and send.")
+    if isinstance(session.objective, Generated):
+        most = session.objective.decoding.max_new_tokens
+        watch.say(f"Every completion is planned with all of its {most} tokens; most may end before.")
+    forecast = Forecast(session, optimizer, machine, Work(processes, config.parallel or "data"))
     memory = forecast.memory(device)
     step, below, evaluation, first = forecast.seconds()
     evaluations = (
@@ -65,6 +71,7 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None) -> dict[str
         "model": config.model,
         "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
         "trained": sum(target.data.numel() for target in optimizer.perturber.targets()),
+        "processes": processes,
         "forwards_per_step": session.forwards_per_step,
         "blocks_reused": forecast.reuse.depth,
         "memory": {**memory, "free": free, "fits": None if free is None else memory["peak"] <= free},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zotune.config import TrainConfig
+from zotune.data.hub import TRAIN, hub_rows
 from zotune.errors import ConfigError, UserError
 from zotune.export import export, publish
 from zotune.history.copy import copy
@@ -89,10 +90,12 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
     header, records, _ = read_journal(paths.journal)
     steps = count_steps(records)
     local = Path(config.model).is_dir()
+    on_hub = None if config.train is None else hub_rows(config.train, TRAIN)
     libraries = {"merge": "transformers", "adapter": "peft"}
     data = ModelCardData(
         base_model=None if local else config.model,
         library_name=libraries.get(content),
+        datasets=None if on_hub is None else [on_hub.name],
         tags=["zotune", "zeroth-order", config.method],
     )
     alone = METHODS[config.method].replayable

@@ -12,7 +12,7 @@ cache the keys and values of the lower blocks. The words that follow differ betw
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, final
@@ -27,7 +27,7 @@ from zotune.evaluator import asked, batch_rows
 from zotune.objective.model_kind import ignores_positions
 from zotune.perturb import Perturber
 from zotune.scope import blocks
-from zotune.scorer import Objective
+from zotune.scorer import Objective, Within, nothing
 
 
 @final
@@ -50,6 +50,15 @@ class Captured:
         """Bytes of its tensors."""
         held = [tensor for layer in self.cached or () for tensor in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in (*_tensors(self.output), *held))
+
+    def tensors(self) -> list[Tensor]:
+        """Those of its output."""
+        return list(_tensors(self.output))
+
+    def holding(self, tensors: Sequence[Tensor]) -> Captured:
+        """The same with other tensors of the same shapes in its output."""
+        left = iter(tensors)
+        return Captured(_mapped(self.output, lambda _: next(left)), self.cached)
 
     def repeated(self, lanes: int, rows: int) -> Captured:
         """That of as many copies of the batch of `rows`, one after another."""
@@ -128,7 +137,7 @@ class Reuse:
             with (
                 no_gradient(self._perturber.model),
                 self._perturber.at(point, rows=batch_rows(batch) or 1),
-                self._replaced(captured),
+                self.replaced(captured),
             ):
                 same = torch.equal(self._ask(objective, batch), expected)  # type: ignore[arg-type]
             if not same:
@@ -179,18 +188,9 @@ class Reuse:
 
     def within(self, objective: Objective, batch: Any, name: Hashable) -> Callable[[int], AbstractContextManager[None]]:
         """For the optimizer's `within`: forwards of `batch`, known as `name` in every epoch, skip the lower blocks."""
-        if self._list is None:
-            return lambda lanes: nullcontext()
-        held: list[Captured] = []  # beyond the budget the capture lives as long as the forwards of this batch
+        return nothing if self._list is None else Below(self, objective, batch, name)
 
-        def enter(lanes: int) -> AbstractContextManager[None]:
-            if not held:
-                held.append(self._of(objective, batch, name))
-            return self._replaced(held[0].repeated(lanes, batch_rows(batch) or 1))
-
-        return enter
-
-    def _of(self, objective: Objective, batch: Any, name: Hashable) -> Captured:
+    def of(self, objective: Objective, batch: Any, name: Hashable) -> Captured:
         """What was captured of a batch: kept, or captured now and kept where the budget allows."""
         captured = self._kept.get(name)
         if captured is None:
@@ -200,7 +200,7 @@ class Reuse:
         return captured
 
     @contextmanager
-    def _replaced(self, captured: Captured) -> Iterator[None]:
+    def replaced(self, captured: Captured) -> Iterator[None]:
         """Within the context the lower blocks return what was captured."""
         assert self._list is not None
         saved = [self._list._modules[str(i)] for i in range(self.depth)]
@@ -242,6 +242,35 @@ class Reuse:
         return asked(objective, self._perturber.model, batch, 0)
 
 
+@final
+class Below:
+    """Around forwards of one batch: what lies below the scope is taken from what was captured of it."""
+
+    def __init__(self, reuse: Reuse, objective: Objective, batch: Any, name: Hashable) -> None:
+        self._reuse, self._asked, self._rows = reuse, (objective, batch, name), batch_rows(batch) or 1
+        self._captured: Captured | None = None  # beyond the budget it lives as long as the forwards of this batch
+
+    @property
+    def captured(self) -> Captured:
+        """What the blocks below the scope make of the batch."""
+        if self._captured is None:
+            self._captured = self._reuse.of(*self._asked)
+        return self._captured
+
+    def of(self, batch: Any) -> Below:
+        """The same of another batch, which is not kept."""
+        other = Below(self._reuse, self._asked[0], batch, None)
+        other._captured = self._reuse.capture(self._asked[0], batch)
+        return other
+
+    def __call__(self, lanes: int) -> AbstractContextManager[None]:
+        return self.taking(self.captured)(lanes)
+
+    def taking(self, captured: Captured) -> Within:
+        """The same with another capture."""
+        return lambda lanes: self._reuse.replaced(captured.repeated(lanes, self._rows))
+
+
 def _goes_on(objective: Objective) -> bool:
     return bool(getattr(objective, "goes_on", False))
 
@@ -268,12 +297,19 @@ def _tensors(output: Any) -> Sequence[Tensor]:
     return []
 
 
+def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, (list, tuple)):
+        return type(output)(_mapped(item, change) for item in output)
+    return output
+
+
 def _repeat(output: Any, lanes: int, rows: int) -> Any:
     """The captured output with every stacked tensor repeated for the lanes."""
-    if isinstance(output, Tensor):
-        if output.dim() and output.shape[0] % rows == 0:
-            return output.repeat(lanes, *[1] * (output.dim() - 1))
-        return output
-    if isinstance(output, (list, tuple)):
-        return type(output)(_repeat(item, lanes, rows) for item in output)
-    return output
+
+    def repeated(tensor: Tensor) -> Tensor:
+        stacked = tensor.dim() and tensor.shape[0] % rows == 0
+        return tensor.repeat(lanes, *[1] * (tensor.dim() - 1)) if stacked else tensor
+
+    return _mapped(output, repeated)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from zotune.config import TrainConfig
+from zotune.data.hub import EVAL, TRAIN, hub_rows, placed
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.journal import StepRecord
 from zotune.journal import read as read_journal
@@ -94,14 +95,16 @@ def _with_files(config: TrainConfig, paths: RunPaths) -> TrainConfig:
     own, asked = config_of(paths).absolute(), config.absolute()
     kept = [name for name in FILES if getattr(asked, name) == getattr(own, name)]
     check_files(own, [name for name in kept if name != "train"])
-    if "train" not in kept or own.train is None or own.train.exists() or config.eval is None:
+    if "train" not in kept or own.train is None or config.eval is None:
+        return config
+    if own.train.exists() or hub_rows(own.train, TRAIN) is not None:
         return config
     if config.label_words and config.labels is None:
         raise DataError(
             f"{own.train} does not exist any more, and its rows tell the order of the labels. Remedy: correct `train:` "
             f"in {paths.config}, or give --labels, in the order of the words."
         )
-    return dataclasses.replace(config, train=config.eval)
+    return dataclasses.replace(config, train=placed(config.eval, EVAL))
 
 
 def replay_onto(

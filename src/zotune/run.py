@@ -61,6 +61,10 @@ class RunPaths:
         """Itself, if this is a run's folder. Raises RunError otherwise."""
         if not self.folder.is_dir():
             raise RunError(f"{self.folder} is not a folder. Remedy: name a run folder that `zotune train` made.")
+        if not self.journal.exists() and (self.folder / "config.json").exists():
+            raise RunError(
+                f"{self.folder} is a model, not a run. Remedy: --model {self.folder}, where a model is taken."
+            )
         if not self.journal.exists():
             raise RunError(
                 f"{self.folder} holds no run: it has no {self.journal.name}. Remedy: name a folder that "

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import zotune
+from zotune.adapters import added_by
 from zotune.arguments import check
 from zotune.config import FIXED, TrainConfig
 from zotune.data.batching import make_units, units_of_step
@@ -18,7 +19,7 @@ from zotune.dominant import dominant_layer
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.evaluate import Evaluation, evaluate
 from zotune.load import device_of, load_model, load_tokenizer, offloaded
-from zotune.methods import METHODS, accepts
+from zotune.methods import METHODS, accepts, of_mode
 from zotune.nonfinite import replay_step, skipped
 from zotune.objective.base import Batch, Example, Objective, to_device
 from zotune.objective.from_config import find_functions
@@ -169,11 +170,13 @@ class Session:
     def _optimizer(self) -> ZerothOrder:
         c = self.config
         given = {key: value for key, value in (("lr", c.lr), ("eps", c.eps)) if value is not None}
+        given = {**of_mode(c.method, added_by(c.scope), c.blocks), **given}
         options: dict[str, Any] = {
             "scope": self.scope,
             "weight_decay": c.weight_decay,
             "blocks": c.blocks,
             "lanes": c.lanes,
+            "graphs": c.graphs,
             "halve_eps": c.on_nonfinite == "halve-eps",
             "seed": c.seed,
         }

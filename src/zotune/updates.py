@@ -59,13 +59,14 @@ class Updates:
         """
         self._rule.begin(probes)
         with torch.no_grad():
-            moves = [Move(t, lr, wd) for t, (lr, wd) in zip(self._perturber.targets(), rates, strict=True)]
+            targets = self._perturber.targets()
+            moves = [Move(t, lr, wd) for t, (lr, wd) in zip(targets, rates, strict=True)]
             moves = self._move_jointly(moves, key, probes)
             # Changes that wait are kept anyway; of others a few tensors' at a time.
             size = max(1, len(moves)) if wait else _AT_ONCE
             for start in range(0, len(moves), size):
                 self._move(moves[start : start + size], key, probes, wait)
-        self._direction.observe(self._perturber.targets(), probes)
+        self._direction.observe(targets, probes)
 
     def _move_jointly(self, moves: Sequence[Move], key: Key, probes: list[Probe]) -> list[Move]:
         """Move the small tensors that can be moved as one; returns the others."""

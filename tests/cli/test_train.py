@@ -23,7 +23,7 @@ GIVEN = {
     "prefix_tokens": "3",
     "batch_size": "16", "micro_batch_size": "8", "seed": "7", "dtype": "bfloat16", "device": "cpu",
     "lr_schedule": "linear", "blocks": "cycle", "fold_every": "2",
-    "warmup_steps": "3", "lanes": "off", "reuse_mb": "0", "max_length": "64", "eval_every": "10",
+    "warmup_steps": "3", "lanes": "off", "graphs": "off", "reuse_mb": "0", "max_length": "64", "eval_every": "10",
     "eval_batch_size": "4", "rows_per_forward": "2", "snapshot_every": "5", "threads": "1", "on_nonfinite": "skip",
     "parallel": "data+probes", "check_every": "50", "offload": "disk",
     "quantize": "int8", "sensitive": "mask.safetensors", "bank_rank": "32", "scorer": "vllm",

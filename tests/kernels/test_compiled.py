@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,22 @@ def test_compiled_sums_equal_plain_sums(law: Law, dtype: torch.dtype, scales: li
         plain = kernels.add_noise(w, law, KEY, "w", start, scales, fast=False)
         assert [part.dtype for part in fast] == [dtype] * len(scales)
         assert all(torch.equal(a, b) for a, b in zip(fast, plain, strict=True))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_words_that_are_held_are_read_there(law: Law) -> None:
+    """Compiled and plain: the noise of the key whose words lie in the place, whatever key was asked for."""
+    place, w = torch.zeros(2, dtype=torch.int64), normals(40_000, 1)
+    held, rows = replace(KEY, held=place), torch.tensor([3, 0, 3])
+    for step in (0, 2**40):
+        other = replace(KEY, step=step)
+        place.copy_(torch.tensor(other.words()))
+        plain = stream.noise(law, other, "w", 0, 40_000)
+        assert torch.equal(stream.noise(law, held, "w", 0, 40_000), plain)
+        assert torch.equal(kernels.noise(law, held, "w", 0, 40_000, CPU, fast=True), plain)
+        fast = kernels.add_noise(w, law, held, "w", 0, [1e-3], fast=True)
+        assert torch.equal(fast[0], kernels.add_noise(w, law, other, "w", 0, [1e-3])[0])
+        assert torch.equal(stream.noise_rows(law, held, "w", rows, 77), stream.noise_rows(law, other, "w", rows, 77))
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -10,6 +10,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,33 @@ def test_noise_equals_plain_noise(law: Law, start: int, count: int) -> None:
     """From any start, also where the block number outgrows 32 bits in the middle of a slice."""
     fast = gpu.noise(law, KEY, "w", start, start + count, DEVICE)
     assert same(fast, stream.noise(law, KEY, "w", start, start + count))
+
+
+@laws
+@dtypes
+@pytest.mark.parametrize("sizes", [[("a", 1)], [("a", 5), ("bb", 128), ("c", 0), ("a", 3000)], [("x", 9000)]])
+def test_many_draws_at_once_equal_plain_ones(law: Law, dtype: torch.dtype, sizes: list[tuple[str, int]]) -> None:
+    """One launch for parameters of all sizes, an empty one included, in the dtype asked for; their dither too."""
+    fast = gpu.noise_many(law, KEY, sizes, DEVICE, dtype)
+    plain = stream.noise_many(law, KEY, sizes, dtype=dtype)
+    assert all(same(a, b) for a, b in zip(fast, plain, strict=True))
+    bits = gpu.bits16_many(DITHER, sizes, DEVICE)
+    assert all(same(a, b) for a, b in zip(bits, stream.bits16_many(DITHER, sizes), strict=True))
+
+
+@laws
+@dtypes
+def test_words_that_are_held_are_read_when_a_kernel_runs(law: Law, dtype: torch.dtype) -> None:
+    """Noise and sums of the key whose words lie in the place, whatever key was asked for: all 32 bits of both words."""
+    place, w = torch.zeros(2, dtype=torch.int64, device=DEVICE), weights(5003, dtype)
+    held = replace(KEY, held=place)
+    for step in (0, 5, 2**40):
+        other = replace(KEY, step=step)
+        place.copy_(torch.tensor(other.words()))
+        assert same(gpu.noise(law, held, "w", 128, 9000, DEVICE), stream.noise(law, other, "w", 128, 9000))
+        fast = gpu.add_noise(w.to(DEVICE), law, held, "w", 128, [1e-3, -1e-3])
+        plain = kernels.add_noise(w, law, other, "w", 128, [1e-3, -1e-3])
+        assert all(same(a, b) for a, b in zip(fast, plain, strict=True))
 
 
 @pytest.mark.parametrize(("start", "count"), SLICES)

@@ -34,6 +34,9 @@ def command(
         Path | None,
         typer.Option("--config", metavar="FILE", help="YAML file with the same names; flags win.", show_default=False),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="How many processes of torchrun share the run.")
+    ] = 1,
     as_json: Json = False,
     **given: Any,
 ) -> None:
@@ -46,7 +49,7 @@ def command(
         resolved = resolve(values_of(given), file).absolute()
         from zotune.plan import plan
 
-        return plan(resolved, session.watch, run)
+        return plan(resolved, session.watch, run, processes)
 
     execute(body, as_json, _show)
 
@@ -56,6 +59,7 @@ def _show(session: Session, found: dict[str, Any]) -> None:
     lines = {
         "model": f"{found['model']} ({found['parameters']:,} parameters, {found['trained']:,} trained)",
         "step": f"{found['forwards_per_step']} forwards, about {found['seconds_per_step']:.2g} s"
+        + (f" on {found['processes']} processes" if found["processes"] > 1 else "")
         + (f"; {found['blocks_reused']} blocks run once per batch" if found["blocks_reused"] else ""),
         "time": f"about {duration(found['seconds'])}, evaluations included",
     }

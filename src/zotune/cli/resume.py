@@ -29,6 +29,9 @@ def command(
     reuse_mb: Annotated[
         int | None, typer.Option(help="MB for activations below the scope that are kept; 0: none.", min=0)
     ] = None,
+    graphs: Annotated[
+        str | None, typer.Option(help="Record forwards as CUDA graphs: auto, on or off.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Continue a run that was stopped or killed. It ends as if nothing had happened."""
@@ -41,6 +44,7 @@ def command(
             "reuse_mb": reuse_mb,
             "offload": offload,
             "scorer": scorer,
+            "graphs": graphs,
         }
         places = {name: value for name, value in given.items() if value is not None}
         session.run = run

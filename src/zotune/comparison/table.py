@@ -11,7 +11,8 @@ COLUMNS = ("row", "scope", "score (95 %)", "loss", "lr", "steps", "forwards", "t
 NOTE = (
     "Forwards: of one batch at one point, before the last evaluation; +b: as many backward passes, which cost about "
     "two forwards each. Time: of the training, of untrained rows all they do. Memory: the most that the row's own "
-    "process held, with libraries and the loading of the model."
+    "process held, with libraries and the loading of the model. *: the method's default for all "
+    "weights, as its paper has none for this scope."
 )
 
 
@@ -50,7 +51,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         row.get("scope") or "-",
         score(row),
         number(row.get("loss"), ".3f"),
-        number(row.get("lr"), "g"),
+        number(row.get("lr"), "g") + ("*" if row.get("lr_for_all") else ""),
         number(row.get("steps"), ","),
         forwards,
         at_least + duration(row["seconds"]),

@@ -102,6 +102,7 @@ def _gradients(row: Row, watch: Watch) -> dict[str, Any]:
 
 def _zeroth_order(row: Row, watch: Watch) -> dict[str, Any]:
     """A run in its folder; one that is there goes on."""
+    from zotune.advice import check_mode
     from zotune.journal import StepRecord, read
     from zotune.resolve import config_of
     from zotune.train import resume, train
@@ -135,6 +136,7 @@ def _zeroth_order(row: Row, watch: Watch) -> dict[str, Any]:
         "examples": result.get("eval_examples"),
         "scope": config.scope,
         "trained": sum(math.prod(each["shape"]) for each in header["parameters"]),
+        "lr_for_all": check_mode(config) is not None,
         "lr": max((record.lrs[0] for record in records if isinstance(record, StepRecord)), default=config.lr),
         "eps": header["arguments"].get("eps"),
         "steps": result["steps"],

@@ -23,6 +23,7 @@ class Rendered:
     prompt: what is read. candidates: what may follow it, as they are (a space between is part of them).
     right: indices of the right candidates; the first is the one that is trained on. blank: the prompt without content,
     for calibration; None where there is no calibration. answers: texts that a generated answer is compared with.
+    sizes: characters of each candidate, where scores are also compared per character.
     """
 
     prompt: str
@@ -30,6 +31,7 @@ class Rendered:
     right: tuple[int, ...] = (0,)
     blank: str | None = None
     answers: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 Render = Callable[[Row], Rendered]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from jinja2 import meta
@@ -64,6 +64,16 @@ class Template:
             raise DataError(
                 f"Template {_short(self.source)} failed: {error}. Remedy: correct the template or the data."
             ) from error
+
+    def rendered(self, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any] | None = None) -> list[str]:
+        """The prompts of rows; what is wrong with one is said with its number."""
+        found = []
+        for number, row in enumerate(rows, start=1):
+            try:
+                found.append(self.render(row, extra))
+            except DataError as error:
+                raise DataError(f"Row {number}: {error}") from error
+        return found
 
     def _text(self, values: Mapping[str, Any]) -> str:
         pieces, size = [], 0

@@ -18,6 +18,7 @@ from torch import Tensor
 from zotune.distributed.agreement import REBUILD, digest, refuse_different
 from zotune.distributed.group import Group
 from zotune.distributed.sharing import Lanes, Losses, Sharing
+from zotune.distributed.work import Work
 from zotune.errors import ConfigError, NonFiniteLoss
 from zotune.estimate import Point
 from zotune.evaluator import batch_rows
@@ -55,7 +56,7 @@ class Parallel(Sharing):
         self.mode: str = mode
         self.check_every = check_every
         self.group = Group() if group is None else group
-        self._by_unit, self._by_point = "data" in mode, "signs" in mode
+        self._by_point = "signs" in mode
         self._sharded, self.in_step = "shard" in mode, mode == "data+shard"
         self._whole = mode in ("data", "data+shard")  # micro-batches are dealt out whole
         self._fingerprint: int | None = None  # None once the processes have shown that they were given the same batch
@@ -81,15 +82,7 @@ class Parallel(Sharing):
 
     def check_work(self, units: int, points: int, lanes: int) -> None:
         """Raises ConfigError when a step of so many micro-batches and points leaves a process without work."""
-        if self.mode == "shard":
-            return
-        cells = (units if self._by_unit else 1) * len(self._groups(list(range(points)), [], lanes))
-        if cells < self.group.size:
-            raise ConfigError(
-                f"{self.group.size} processes share the work of a step, which has {cells} part{'s' * (cells != 1)} "
-                f"with --parallel {self.mode}: {units} micro-batches, {points} points. Remedy: fewer processes, a "
-                "smaller --micro-batch-size, more --queries, or --parallel data+probes."
-            )
+        Work(self.group.size, self.mode).forwards(units, points, lanes)
 
     def elsewhere(self, rows: int, points: int) -> bool:
         """Whether the next micro-batch is evaluated by others alone; it then counts as passed, with `rows` examples.

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zotune.config import FIXED, NEVER_FROM_FILE, TrainConfig
+from zotune.data.hub import EVAL, TRAIN, hub_rows
+from zotune.data.source import read_part
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.history.steps import check_step, count_steps, first_steps, hash_at, make_folder
 from zotune.journal import read as read_journal
@@ -16,6 +18,9 @@ from zotune.nonfinite import skipped
 from zotune.records import StepRecord, encode, encode_header
 from zotune.resolve import resolve
 from zotune.run import RunPaths
+
+# Options that name rows, and the split of those on the hub.
+_ROWS = {"train": TRAIN, "eval": EVAL}
 
 
 def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, An
     new = {
         **header,
         "config": config.course(),
-        **{f"{name}_sha256": _sha256(getattr(config, name)) for name in ("train", "eval") if name in changes},
+        **{f"{n}_sha256": _sha256(getattr(config, n), split) for n, split in _ROWS.items() if n in changes},
         "branch": {"step": step, "journal_sha256": hashlib.sha256(data).hexdigest()},
     }
     shared = first_steps(records, step)
@@ -86,9 +91,11 @@ def _config(paths: RunPaths, header: dict[str, Any], to: Path, changes: Mapping[
     return config
 
 
-def _sha256(path: Path | None) -> str:
+def _sha256(path: Path | None, split: str) -> str:
     if path is None:
         return ""
+    if hub_rows(path, split) is not None:
+        return read_part(path, split).sha256
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

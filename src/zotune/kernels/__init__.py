@@ -1,6 +1,7 @@
-"""The fast path of noise: five functions, each equal bit for bit to its plain twin, here or in `noise.py`.
+"""The fast path of noise: seven functions, each equal bit for bit to its plain twin, here or in `noise.py`.
 
 * `noise`      elements `start:stop` of a parameter's noise;
+* `noise_many`, `bits16_many`  whole small parameters at once: on a GPU alone;
 * `add_noise`  `w + s * z` for one or more scales, reading `w` and drawing `z` once;
 * `add_low_rank`  the same for `z = unit * u @ v.T`, without making z;
 * `bits16`     the dither of stochastic rounding;
@@ -93,6 +94,22 @@ def noise(law: Law, key: Key, name: str, start: int, stop: int, device: torch.de
     """As `zotune.noise.noise`."""
     found: Tensor | None = _fast("noise", stop - start, device, fast, law, key, name, start, stop, device)
     return plain.noise(law, key, name, start, stop, device) if found is None else found
+
+
+def noise_many(
+    law: Law, key: Key, sizes: Sequence[tuple[str, int]], device: torch.device, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """As `zotune.noise.noise_many`; a GPU draws all in one launch."""
+    count, fast = sum(size for _, size in sizes), key.held is None and device.type == "cuda" and fast_for(0, device)
+    found: list[Tensor] | None = _fast("noise_many", count, device, fast, law, key, sizes, device, dtype)
+    return plain.noise_many(law, key, sizes, device, dtype) if found is None else found
+
+
+def bits16_many(key: Key, sizes: Sequence[tuple[str, int]], device: torch.device) -> list[Tensor]:
+    """As `zotune.noise.bits16_many`; a GPU draws all in one launch."""
+    count, fast = sum(size for _, size in sizes), device.type == "cuda" and fast_for(0, device)
+    found: list[Tensor] | None = _fast("bits16_many", count, device, fast, key, sizes, device)
+    return plain.bits16_many(key, sizes, device) if found is None else found
 
 
 def add_noise(

@@ -92,8 +92,8 @@ _round_bfloat16_c = torch.compile(_round_bfloat16, **_OPTIONS)  # type: ignore[c
 
 
 def _words(key: Key, name: str, first: int, count: int, device: torch.device) -> Tensor:
-    scalars = [torch.tensor(value, device=device) for value in (first, *plain.name_words(name), *key.words())]
-    return torch.stack(_draw_c(scalars[0], count, *scalars[1:]), dim=-1)
+    scalars = [torch.tensor(value, device=device) for value in (first, *plain.name_words(name))]
+    return torch.stack(_draw_c(scalars[0], count, *scalars[1:], *key.scalars()), dim=-1)
 
 
 def _halves(key: Key, name: str, start: int, stop: int, device: torch.device) -> Tensor:

@@ -74,10 +74,32 @@ def _halves(words):
 
 
 @triton.jit
+def _draw_many(tile, BLOCKS: tl.constexpr, blocks, names, n, key0, key1):
+    """As `_draw`, of blocks whose numbers and names are listed: `blocks` (n,), `names` (n, 2), int64."""
+    index = tile * BLOCKS + tl.arange(0, BLOCKS)
+    here = index < n
+    block = tl.load(blocks + index, here, 0)
+    a, b, c, d = philox(
+        block.to(tl.uint32),
+        (block >> 32).to(tl.uint32),
+        tl.load(names + 2 * index, here, 0).to(tl.uint32),
+        tl.load(names + 2 * index + 1, here, 0).to(tl.uint32),
+        key0.to(tl.uint32, bitcast=True),
+        key1.to(tl.uint32, bitcast=True),
+    )
+    return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+
+
+@triton.jit
 def _z(table, tile, TILE: tl.constexpr, first0, first1, name0, name1, key0, key1):
     """The tile's noise, (TILE,) float32: through `table`, or signs where there is none."""
+    PER: tl.constexpr = 128 if table is None else 8
+    return _expand(table, _draw(tile, TILE // PER, first0, first1, name0, name1, key0, key1), TILE)
+
+
+@triton.jit
+def _expand(table, words, TILE: tl.constexpr):
     if table is None:
-        words = _draw(tile, TILE // 128, first0, first1, name0, name1, key0, key1)
         # A clear bit becomes the sign bit of 1.0: two integer operations, no conversion.
         shifts = 31 - tl.arange(0, 32).to(tl.uint32)
         signs = ((words ^ 0xFFFFFFFF)[:, None] << shifts[None, :]) & 0x80000000
@@ -86,8 +108,7 @@ def _z(table, tile, TILE: tl.constexpr, first0, first1, name0, name1, key0, key1
         # Gathered from shared memory, where 4096 entries meet few bank conflicts; from global memory, each of a warp's
         # 32 lanes would ask for a cache line of its own.
         entries = tl.load(table + tl.arange(0, 4096))
-        halves = _halves(_draw(tile, TILE // 8, first0, first1, name0, name1, key0, key1))
-        return tl.gather(entries, (halves & 0xFFF).to(tl.int32), 0)
+        return tl.gather(entries, (_halves(words) & 0xFFF).to(tl.int32), 0)
 
 
 @triton.jit
@@ -112,11 +133,37 @@ def _round_float16(value, bits):
     return tl.where(value == value, rounded, value).to(tl.float16)
 
 
+@triton.jit
+def _key(held, key0, key1):
+    """The key's words: where they are held, or those given."""
+    if held is not None:
+        key0, key1 = tl.load(held).to(tl.int32), tl.load(held + 1).to(tl.int32)
+    return key0, key1
+
+
 @triton.jit(do_not_specialize=_WORDS)
-def _noise_kernel(out, table, TILE: tl.constexpr, first0, first1, name0, name1, key0, key1):
+def _noise_kernel(out, table, TILE: tl.constexpr, held, first0, first1, name0, name1, key0, key1):
     tile = tl.program_id(0)
+    key0, key1 = _key(held, key0, key1)
     z = _z(table, tile, TILE, first0, first1, name0, name1, key0, key1)
     tl.store(out + tile.to(tl.int64) * TILE + tl.arange(0, TILE), z)
+
+
+@triton.jit(do_not_specialize=["n", "key0", "key1"])
+def _noise_many_kernel(out, table, TILE: tl.constexpr, blocks, names, n, key0, key1):
+    tile = tl.program_id(0)
+    PER: tl.constexpr = 128 if table is None else 8
+    words = _draw_many(tile, TILE // PER, blocks, names, n, key0, key1)
+    at = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
+    tl.store(out + at, _expand(table, words, TILE).to(out.dtype.element_ty), at < n.to(tl.int64) * PER)
+
+
+@triton.jit(do_not_specialize=["n", "key0", "key1"])
+def _bits_many_kernel(out, TILE: tl.constexpr, blocks, names, n, key0, key1):
+    tile = tl.program_id(0)
+    halves = _halves(_draw_many(tile, TILE // 8, blocks, names, n, key0, key1))
+    at = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
+    tl.store(out + at, halves.to(tl.int32), at < n.to(tl.int64) * 8)
 
 
 @triton.jit(do_not_specialize=_WORDS)
@@ -128,9 +175,10 @@ def _bits_kernel(out, TILE: tl.constexpr, first0, first1, name0, name1, key0, ke
 
 @triton.jit(do_not_specialize=_WORDS)
 def _add_noise_kernel(
-    w, outs, scales, reference, h, table, n, TILE: tl.constexpr, first0, first1, name0, name1, key0, key1
+    w, outs, scales, reference, h, table, n, TILE: tl.constexpr, held, first0, first1, name0, name1, key0, key1
 ):
     tile = tl.program_id(0)
+    key0, key1 = _key(held, key0, key1)
     at = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
     here = at < n
     old = tl.load(w + at, here, 0)
@@ -214,7 +262,7 @@ def noise(law: Law, key: Key, name: str, start: int, stop: int, device: torch.de
     out = torch.empty(tiles * tile, dtype=torch.float32, device=device)
     with torch.cuda.device_of(out):
         _noise_kernel[(tiles,)](
-            out, _table(law, out.device), tile, *_stream(key, name, first), num_warps=warps, **_UNFUSED
+            out, _table(law, out.device), tile, key.held, *_stream(key, name, first), num_warps=warps, **_UNFUSED
         )
     return out[skip : skip + stop - start]
 
@@ -227,6 +275,33 @@ def bits16(key: Key, name: str, start: int, stop: int, device: torch.device | st
     with torch.cuda.device_of(out):
         _bits_kernel[(tiles,)](out, tile, *_stream(key, name, first), num_warps=warps, **_UNFUSED)
     return out[skip : skip + stop - start]
+
+
+def noise_many(
+    law: Law, key: Key, sizes: Sequence[tuple[str, int]], device: torch.device | str, dtype: torch.dtype
+) -> list[Tensor]:
+    """As `zotune.noise.noise_many`."""
+    (tile, warps), per = _TILE[law], plain.per_block(law)
+    blocks, names = plain.layout(tuple(sizes), per, torch.device(device))
+    out = torch.empty(len(blocks), per, dtype=dtype, device=device)
+    with torch.cuda.device_of(out):
+        _noise_many_kernel[(triton.cdiv(out.numel(), tile),)](
+            out, _table(law, out.device), tile, blocks, names, len(blocks), *_stream(key, "", 0)[4:],
+            num_warps=warps, **_UNFUSED,
+        )  # fmt: skip
+    return plain.parts(out, sizes)
+
+
+def bits16_many(key: Key, sizes: Sequence[tuple[str, int]], device: torch.device | str) -> list[Tensor]:
+    """As `zotune.noise.bits16_many`."""
+    tile, warps = _TILE["rademacher"]
+    blocks, names = plain.layout(tuple(sizes), 8, torch.device(device))
+    out = torch.empty(len(blocks), 8, dtype=torch.int32, device=device)
+    with torch.cuda.device_of(out):
+        _bits_many_kernel[(triton.cdiv(out.numel(), tile),)](
+            out, tile, blocks, names, len(blocks), *_stream(key, "", 0)[4:], num_warps=warps, **_UNFUSED
+        )
+    return plain.parts(out, sizes)
 
 
 def add_noise(
@@ -249,7 +324,7 @@ def add_noise(
     with torch.cuda.device_of(w):
         _add_noise_kernel[(triton.cdiv(w.numel(), tile),)](
             w, outs, tuple(float(scale) for scale in scales), reference, h, _table(law, w.device), w.numel(), tile,
-            *_stream(key, name, first), num_warps=warps, **_UNFUSED,
+            key.held, *_stream(key, name, first), num_warps=warps, **_UNFUSED,
         )  # fmt: skip
     return list(outs)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from zotune.methods.agzo import AGZO
@@ -51,6 +51,7 @@ __all__ = [
     "SubZero",
     "ZOMuon",
     "accepts",
+    "of_mode",
     "table",
 ]
 
@@ -61,6 +62,8 @@ class Method:
     """A row: the factory `build(model, **arguments)`, its paper, and what it costs.
 
     forwards_per_step is an expression over the recorded arguments and, where it grows, the step's number from 0.
+    modes: lr and eps where a run adds something to the model (LoRA, a prefix), for papers that have them; the factory's
+    own defaults are those of all weights.
     """
 
     name: str
@@ -69,7 +72,11 @@ class Method:
     forwards_per_step: str
     state: str
     replayable: bool
+    modes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
+
+# The middle of the paper's grids for OPT (tables 15 and 16; its authors name lr 1e-4 and 1e-2 as the best in general).
+_MEZO = {"lora": {"lr": 1e-4, "eps": 1e-2}, "prefix": {"lr": 1e-2, "eps": 1e-1}}
 
 METHODS: dict[str, Method] = {
     row.name: row
@@ -82,6 +89,7 @@ METHODS: dict[str, Method] = {
             "else 2 * max(1, min(step, samples_over) * queries // samples_over)",
             "none; with moments a key and a number per past direction, with scaling one number per tensor",
             True,
+            _MEZO,
         ),
         Method("sparse_mezo", SparseMeZO, "2402.15751", "2 * queries", "one threshold per tensor", True),
         Method(
@@ -179,6 +187,11 @@ def table() -> list[dict[str, Any]]:
     """The rows as plain values: name, arxiv, forwards_per_step, state, replayable."""
     keys = ("name", "arxiv", "forwards_per_step", "state", "replayable")
     return [{key: getattr(row, key) for key in keys} for row in METHODS.values()]
+
+
+def of_mode(name: str, mode: str | None, blocks: str | None = None) -> Mapping[str, float]:
+    """lr and eps of a method where `mode` is added to the model; empty where its paper has none, and with `blocks`."""
+    return {} if mode is None or blocks is not None else METHODS[name].modes.get(mode, {})
 
 
 def accepts(name: str) -> set[str]:
