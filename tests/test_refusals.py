@@ -27,10 +27,12 @@ from zotune.refusals import (
     check_banks,
     check_examples,
     check_folding,
+    check_matrices,
     check_module,
     check_offload,
     check_parallel,
     no_example,
+    no_inputs,
 )
 from zotune.rule import Sgd
 
@@ -45,6 +47,32 @@ def test_parameters_are_no_model(method: str) -> None:
         METHODS[method].build(given, lr=1e-3)
     with pytest.raises(UserError, match="got list"):
         check_module([nn.Parameter(torch.ones(2))])
+
+
+# Their papers say of vectors what the rest of a model gets; of a scope of nothing else they do not speak.
+OF_MATRICES = {"lozo", "lozo_m", "loren", "agzo", "aimzo", "subzero", "zo_muon", "eggroll"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_of_matrices_wants_one(method: str) -> None:
+    """Under its name another method would run: refused when it is built, also where only a part moves in a step."""
+    vectors, both = Weights(b=torch.ones(7)), Weights(a=torch.ones(4, 3), b=torch.ones(7))
+    train(method, both)
+    if method not in OF_MATRICES:
+        train(method, vectors)
+        return
+    with pytest.raises(ConfigError, match=f"{method} steps along matrices, .* holds only vectors. Remedy: a scope"):
+        train(method, vectors)
+    with pytest.raises(ConfigError, match="holds only vectors"):
+        train(method, tiny("llama"), scope="norms", blocks="cycle")
+    direction = train(method, both).direction
+    check_matrices(method, direction, train("mezo", both).perturber.targets())
+
+
+def test_what_is_said_where_nothing_shows_inputs() -> None:
+    """The method, the first of the scope, and the way out."""
+    said = str(no_inputs("agzo", ["a", "b", "c"]))
+    assert said.startswith("agzo takes its directions from ") and "(a, b, ...). Remedy: a scope with linear" in said
 
 
 def test_impossible_windows_are_refused() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
+from zotune.arguments import accepted, fits
 from zotune.errors import JournalError
 from zotune.plain import is_count
 from zotune.records import MAX_LOSSES
@@ -20,8 +20,8 @@ def check_parts(header: dict[str, Any]) -> None:
 
     For all who read a run's header, also without a replay: what they find may be used as what it is called.
     """
-    for key, fits in _PARTS.items():
-        if key in header and not fits(header[key]):
+    for key, right in _PARTS.items():
+        if key in header and not right(header[key]):
             _refuse(f"{key} is {str(header[key])[:60]!r}")
 
 
@@ -45,12 +45,10 @@ def check_header(header: dict[str, Any]) -> None:
 
 
 def check_arguments(build: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """Raises JournalError for a recorded argument whose value is not of the type that the factory says, or beyond all
-    bounds.
-    """
-    hints = get_type_hints(build)
+    """Raises JournalError for a recorded argument that the factory does not know, not of its type, or out of bounds."""
+    takes = accepted(build, options=False)
     for name, value in arguments.items():
-        if name in hints and (not _fits(hints[name], value) or beyond(name, value)):
+        if name not in takes or not fits(value, takes[name]) or beyond(name, value):
             raise JournalError(
                 f"this journal's header is not of a run: {name} is {value!r}. Remedy: restore the file from a copy."
             )
@@ -69,18 +67,6 @@ def beyond(name: str, value: Any) -> float:
 
 def _refuse(what: str) -> NoReturn:
     raise JournalError(f"this journal's header is not one of zotune: {what}. Remedy: restore the file from a copy.")
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return any(type(value) is type(each) and value == each for each in get_args(hint))
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(each, value) for each in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint in (int, bool, str, NoneType):
-        return type(value) is hint
-    return True  # the factory itself must check what else it takes
 
 
 def _is_parameter(value: Any) -> bool:

@@ -33,10 +33,12 @@ from zotune.refusals import (
     check_banks,
     check_examples,
     check_folding,
+    check_matrices,
     check_module,
     check_offload,
     check_parallel,
     no_example,
+    no_inputs,
     warn_alone,
 )
 from zotune.rule import Rule
@@ -123,6 +125,7 @@ class ZerothOrder(torch.optim.Optimizer):
         device = parameters[0].device if offload is None else offload.device
         fast = kernels.fast_for(sum(parameter.numel() for parameter in parameters), device)
         self.perturber = Perturber(model, self.names, direction, fast, None if offload is None else offload.away)
+        check_matrices(method, direction, self.perturber.targets())
         self.perturber.sharding.refuse_unless(direction.in_parts and rule.in_parts, method)
         self.share(parallel)
         lanes = lanes if parallel is None else parallel.lanes(lanes)
@@ -262,12 +265,15 @@ class ZerothOrder(torch.optim.Optimizer):
         """Show the direction the inputs of the layers on a batch, at the unperturbed weights: one forward.
 
         For directions that read them; `estimate` does it by itself, a replay must be given the step's first batch.
-        Returns the losses there, (examples,) float64 on the CPU.
+        Returns the losses there, (examples,) float64 on the CPU. Raises ConfigError where no matrix in scope shows any.
         """
         key = self._key()
-        with no_gradient(self.model), self.perturber.at(Point(key, 0.0)), within(1), self.perturber.watched(key):
-            losses = objective(self.model, batch)
+        with no_gradient(self.model), self.perturber.at(Point(key, 0.0)), within(1):
+            with self.perturber.watched(key) as inputs:
+                losses = objective(self.model, batch)
         self.evaluator.forwards += 1
+        if not inputs.shown:
+            raise no_inputs(self.method, self.names)
         self._looked = self.steps
         return losses.detach().reshape(-1).to("cpu", torch.float64)
 
@@ -309,6 +315,9 @@ class ZerothOrder(torch.optim.Optimizer):
         micro-batches all have weight 0 is left out; its mean is NaN.
         """
         if closure is not None:
+            rows = batch_rows(batch)
+            if rows and not self._losses and self.parallel is None:  # all that the step will have
+                self.estimator.check_examples(rows)
             self.estimate(closure, batch)
         if not self.steps and self.parallel is None:
             warn_alone(self.method)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from zotune.direction import Direction
+from zotune.direction import Direction, Target
 from zotune.errors import ConfigError, UserError
 from zotune.noise import Key
 from zotune.perturb import Perturber
@@ -44,6 +44,24 @@ def check_examples(method: str, batch: Any, weight: float) -> None:
 def no_example() -> UserError:
     """What is said of a micro-batch without rows."""
     return UserError("a micro-batch holds no example, so it has no loss. Remedy: leave out batches without rows.")
+
+
+def check_matrices(method: str, direction: Direction, targets: Sequence[Target]) -> None:
+    """Raises ConfigError for a method of matrices in a scope without one: under its name another would run."""
+    if direction.of_matrices and all(target.data.dim() < 2 for target in targets):
+        raise ConfigError(
+            f"{method} steps along matrices, and the scope holds only vectors. "
+            "Remedy: a scope with weight matrices, such as last:2, or mezo for vectors."
+        )
+
+
+def no_inputs(method: str, names: Sequence[str]) -> ConfigError:
+    """What a method is told that follows the layers' inputs, where no matrix of its scope is multiplied with any."""
+    listed = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+    return ConfigError(
+        f"{method} takes its directions from what matrices are multiplied with, and the forward multiplies none of its "
+        f"scope ({listed}). Remedy: a scope with linear layers, such as last:2, or mezo."
+    )
 
 
 def check_folding(fold_every: int, direction: Direction, groups: Sequence[Mapping[str, Any]]) -> None:

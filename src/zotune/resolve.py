@@ -6,11 +6,11 @@ torch is imported only to ask the method table which arguments a method takes.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zotune.arguments import nearest
 from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
 from zotune.errors import ConfigError, DataError
 from zotune.option import flag
@@ -19,12 +19,6 @@ from zotune.run import RunPaths
 MAX_FILE_BYTES = 2**20
 # The options that name what a run reads, all of which may lie elsewhere by now.
 FILES = ("model", "train", "eval", "task", "data_dir", "sensitive")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint with the most similar known name, empty when nothing is near."""
-    found = difflib.get_close_matches(name.replace("-", "_").lower(), sorted(known), n=1, cutoff=0.6)
-    return f" The nearest is {found[0]!r}." if found else ""
 
 
 def method_arguments(method: str) -> set[str]:
