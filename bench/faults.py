@@ -228,7 +228,7 @@ class Bench:
         for text in hostile.YAMLS:
             tries.append((f"yaml {text[:20]!r}", lambda t=text: refused(lambda: parse_mapping(t, "c.yaml"))))
         for name, source in hostile.TEMPLATES.items():
-            row = {"text": "it was good", "items": ["a", "b"], "many": list(range(2000))}
+            row = hostile.HOSTILE_ROW
             tries.append((f"template {name}", lambda s=source, r=row: refused(lambda: Template(s).render(r))))
         for name, data in hostile.ROWS:
             path = self.folder / "hostile" / name

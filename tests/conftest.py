@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -102,3 +104,27 @@ def config(tiny: Callable[[str], Path], movies: Path, tmp_path: Path) -> Iterato
     threads = torch.get_num_threads()
     yield make
     torch.set_num_threads(threads)
+
+
+# --- a data set of the hub, without the hub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, ...]]]:
+    """`hub(answer)`: a stand-in for the package datasets: notes its calls, answers (a dict by split) or raises."""
+
+    def put(answer: Any) -> list[tuple[Any, ...]]:
+        calls: list[tuple[Any, ...]] = []
+
+        def load_dataset(path: str, name: str | None, *, split: str, revision: str | None) -> Any:
+            calls.append((path, name, split, revision))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer[split] if isinstance(answer, dict) else answer
+
+        module = ModuleType("datasets")
+        module.load_dataset = load_dataset  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "datasets", module)
+        return calls
+
+    return put

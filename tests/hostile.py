@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_LONG = "{% set a = some | map('string') | join('1') %}"  # some thousand letters
 TEMPLATES = {
     "product": "{{ text * 999999999 }}",
     "power": "{{ 9 ** 9 ** 9 ** 9 }}",
@@ -52,6 +53,19 @@ TEMPLATES = {
     "attr": "{{ text | attr('__class__') }}",
     "globals": "{{ self.__init__.__globals__ }}",
     "changing": "{{ items.append(1) }}",
+    "nested loops": "{% for a in some %}{% for b in some %}{% endfor %}{% endfor %}" * 300,
+    "sorting in loops": "{% for a in some %}{% for b in some %}{{ some | sort | first }}{% endfor %}{% endfor %}",
+    "unique": "{{ (some | unique | list) | length }}" * 2000,
+    "stripping": _LONG + "{{ a.strip(a.replace('1', '')) }}" * 500,
+    "trimming": _LONG + "{{ a | trim(a | replace('1', '')) }}" * 500,
+    "comparing": _LONG + "{% if a + 'x' == a + 'y' %}{% endif %}" * 1500,
+    "looking for": _LONG + "{% if 'xy' in a or 'yx' in a %}{% endif %}" * 1500,
+    "selecting": _LONG + "{{ some | map('string') | select('in', a) | list | length }}" * 20,
+    "mapping": _LONG + "{{ some | map('string') | map('replace', '1', a) | map('length') | sum }}" * 20,
+    "slicing": _LONG + "{{ a[::-1] | length }}" * 1500,
+    "testing": _LONG + "{% if a is eq(a) %}{% endif %}" * 1500,
+    "splitting": _LONG + "{{ a.split('1') | length }}" * 1500,
+    "counting": _LONG + "{{ a | wordcount }}" * 1500,
 }
 
 YAMLS = [
@@ -79,6 +93,7 @@ ROWS = [
 ]
 
 TEMPLATE_ROW = {"text": "it was good", "items": ["a", "b"], "n": 3}
+HOSTILE_ROW = {**TEMPLATE_ROW, "some": list(range(1000)), "many": list(range(2000))}
 
 
 @contextmanager

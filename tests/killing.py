@@ -28,7 +28,6 @@ from zotune.objective.label_words import LabelWords
 from zotune.optimizer import ZerothOrder
 from zotune.run import RunFolder
 from zotune.session import Session
-from zotune.updates import Updates
 
 Patch = Callable[[], None]
 
@@ -185,22 +184,23 @@ def half_written(module: Any, count: int) -> Patch:
     return patch
 
 
-def in_the_middle_of_a_parameter(count: int) -> Patch:
-    """Die when half of a parameter's elements have their new value and the others the old one."""
+def in_an_update(count: int, tensors: int, inside: bool = False) -> Patch:
+    """Die in the `count`-th update of many tensors at which so many have new values, `inside` also half of the next."""
 
     def patch() -> None:
-        from zotune import writing
+        inner, seen = torch._foreach_copy_, [0]
 
-        inner, seen = Updates._update, [0]
-
-        def outer(self: Updates, target: Any, *rest: Any) -> None:
+        def outer(into: list[torch.Tensor], values: list[torch.Tensor]) -> None:
             seen[0] += 1
             if seen[0] == count:
-                writing._CHUNK = max(1, target.data.numel() // 2)
-                on_call(type(writing.store_for(target.data.dtype)), "write", 2)()
-            inner(self, target, *rest)
+                for old, new in zip(into[:tensors], values, strict=False):
+                    old.copy_(new)
+                half = into[tensors].numel() // 2 if inside else 0
+                into[tensors].view(-1)[:half].copy_(values[tensors].reshape(-1)[:half])
+                die()
+            inner(into, values)
 
-        Updates._update = outer  # type: ignore[method-assign]
+        torch._foreach_copy_ = outer
 
     return patch
 
@@ -233,8 +233,8 @@ POINTS: dict[str, Patch] = {
     "before a record": on_call(Journal, "append", 3, when=is_step),
     "half a record": half_written(journal, 4),
     "after a record, before its update": on_call(ZerothOrder, "_apply", 3),
-    "in an update, between two tensors": on_call(Updates, "_update", 3 * 30 + 7),
-    "in an update, inside a tensor": in_the_middle_of_a_parameter(2 * 30 + 1),
+    "in an update, between two tensors": in_an_update(4, 7),
+    "in an update, inside a tensor": in_an_update(3, 1, inside=True),
     "after an update": on_call(ZerothOrder, "_apply", 4, before=False),
     "before a metrics line": on_call(RunFolder, "log_metrics", 3, when=of_step),
     "half a metrics line": half_written(sys.modules["zotune.run"], 3),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 one_thread = models.one_thread
 methods = pytest.mark.parametrize("method", models.METHOD_ROWS)
 RANK = 3
+REFUSED = {"lozo_m": "made of whole matrices", "zo_muon": "made of whole matrices"}
+REFUSED |= dict.fromkeys(("hizoo", "conmezo", "loren"), "learns from every element")
 
 
 def adapted() -> nn.Module:
@@ -47,10 +51,8 @@ def atoms_of(name: str, changed: torch.Tensor) -> set[int]:
 def test_one_atom_after_the_other(method: str) -> None:
     """Step t changes atom t mod r of every adapter and nothing else; a replay from the journal gives the same bits."""
     model, base, batch = adapted(), adapted(), batch_for("llama")
-    refused = {"lozo_m": "made of whole matrices", "zo_muon": "made of whole matrices"}
-    refused |= dict.fromkeys(("hizoo", "conmezo", "loren"), "learns from every element")
-    if method in refused:
-        with pytest.raises(ConfigError, match=f"{refused[method]}.*Remedy"):
+    if method in REFUSED:
+        with pytest.raises(ConfigError, match=f"{REFUSED[method]}.*Remedy"):
             train(method, model, scope="lora", blocks="atoms")
         return
     optimizer, records = train(method, model, lr=0.1, seed=3, scope="lora", blocks="atoms"), list[StepRecord]()
@@ -68,6 +70,15 @@ def test_one_atom_after_the_other(method: str) -> None:
         for record in records:
             other.replay(record)
         assert same_bits(weights(base), weights(model))
+
+
+def test_the_exceptions_are_those_that_the_page_names(repository: Path) -> None:
+    """docs/methods.md lists the methods that refuse atoms, each for what it learns or moves; SubZero with Adam too."""
+    with pytest.raises(ConfigError, match="made of whole matrices"):
+        train("subzero", adapted(), scope="lora", blocks="atoms", adam=True)
+    page = (repository / "docs" / "methods.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`(\w+)`", page[page.index("Two kinds refuse atoms") :].partition("\n\n")[0]))
+    assert listed & set(METHODS) == {*REFUSED, "subzero"}
 
 
 def test_rows_are_those_of_the_block() -> None:

@@ -9,6 +9,7 @@ import torch
 from tests.models import batch_for, loss, same_bits, tiny, train
 
 from zotune.carried import collected, handed_back, not_folded
+from zotune.errors import RunError
 from zotune.noise import Key
 
 
@@ -44,6 +45,12 @@ def test_halvings_are_counted() -> None:
     optimizer = train("mezo", tiny("llama"))
     assert not collected(*parts(optimizer), {}, 0)
     assert handed_back(collected(*parts(optimizer), {}, 2), *parts(optimizer)) == ({}, 2)
+
+
+def test_a_name_of_no_part() -> None:
+    """Refused with its name: a snapshot or state may come from anywhere."""
+    with pytest.raises(RunError, match="'x' is carried by no method. Remedy"):
+        handed_back({"x": torch.zeros(1)}, *parts(train("mezo", tiny("llama"))))
 
 
 @pytest.mark.parametrize("blocks", [None, "cycle"])

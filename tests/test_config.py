@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
 from zotune.errors import ConfigError
+from zotune.option import hints
 from zotune.resolve import resolve
 
 BASE: dict[str, Any] = {"model": "m", "train": "train.jsonl", "output_dir": "out"}
@@ -73,6 +75,7 @@ def test_text_from_a_command_line_is_converted() -> None:
         ({"threads": 0}, "^threads is 0"),
         ({"threads": 100000}, "^threads is 100000: input should be less than or equal to 1024. Remedy: correct it."),
         ({"train": None}, "^train is missing. Remedy: give --train FILE, or --task NAME"),
+        ({"device_map": "auto", "offload": "cpu"}, "^device_map spreads a model.* Remedy: leave one of them out"),
         ({"task": "sst2"}, "^train and task cannot be used together.* Remedy: leave --train out"),
         ({"train": None, "task": "sst2", "label_words": ["a", "b"]}, "^label_words and task cannot be used together"),
         ({"shots": 16}, "^shots needs a task. Remedy: give --task NAME, or leave --shots out"),
@@ -171,3 +174,16 @@ def test_portable_names_no_folder(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(here) and not {"output_dir", "trust_remote_code"} & set(here)
     hub = TrainConfig(model="org/name", task="sst2", output_dir=tmp_path).portable()
     assert (hub["model"], hub["task"]) == ("org/name", "sst2")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_numbers_have_an_upper_limit(config: Callable[..., TrainConfig], name: str) -> None:
+    """No number of a config makes a loop, an allocation or an overflow without end: it is refused in a sentence."""
+    hint = hints(TrainConfig)[name]
+    kinds = {hint.__origin__, *get_args(hint.__origin__)}
+    if kinds & {int, float}:
+        most = hint.__metadata__[0].le
+        assert most is not None and most < 2**63
+        for value in (10**24, 1e300) if float in kinds else (10**24, 10**400):
+            with pytest.raises(ConfigError, match=f"^{name} is .* less than or equal to .*Remedy"):
+                config(**{name: value})

@@ -35,6 +35,15 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    """The next write to the same name clears it away; of a living process, and of another name, it stays."""
+    gone, other, living = ".a.txt.4194305.tmp", ".ab.txt.4194305.tmp", f".a.txt.{os.getppid()}.tmp"
+    for name in (gone, other, living, ".a.txt.mine.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    write_file(tmp_path / "a.txt", b"x")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", other, living, ".a.txt.mine.tmp"}
+
+
 def test_content_and_folder_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The content is synced before the rename, the folder after it."""
     events: list[str] = []

@@ -61,6 +61,25 @@ def test_means_do_not_depend_on_batches(batch_size: int) -> None:
     assert set(objective.seen) == {(False, True)}
 
 
+class Twice(Sums):
+    """Right if the sum is even, and beside that if it is above 5."""
+
+    parts = ("large",)
+
+    def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(B, 2): the metric's own value first."""
+        sums = batch["ids"].sum(1)
+        return self(model, batch), torch.stack([sums % 2 == 0, sums > 5], dim=1)
+
+
+def test_an_accuracy_by_another_rule_beside_it() -> None:
+    """The first column is the accuracy, with its interval; the mean of the other stands under its own name."""
+    objective = Twice(judges=True)
+    result = evaluate(nn.Identity(), objective, objective.encode(ROWS), 2)
+    assert (result.accuracy, result.correct, result.low) == (0.4, 2, wilson(2, 5)[0])
+    assert result.as_dict()["large"] == 0.6 and result.as_dict()["accuracy"] == 0.4
+
+
 def test_without_predictions() -> None:
     """A loss alone."""
     objective = Sums(judges=False)

@@ -91,20 +91,31 @@ def test_unknown_names_come_before_any_work(config: Config, monkeypatch: pytest.
 
 
 @pytest.mark.filterwarnings("ignore")  # other people's
-def test_the_harness_itself(config: Config, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task of lm-eval on the model in memory: the accuracy that we measure with the same prompt and rows."""
+@pytest.mark.parametrize(
+    "choices",
+    [["terrible", "great"], ["not good and not fine", "great"], ["very bad", "so good", "a dull mess", "fine"]],
+)
+@pytest.mark.parametrize("rows", [None, "4"])
+def test_the_harness_itself(
+    config: Config, tasks: Path, monkeypatch: pytest.MonkeyPatch, choices: list[str], rows: str | None
+) -> None:
+    """A task of lm-eval on the model in memory: both its accuracies are those that we measure with the same file."""
     harness = pytest.importorskip("lm_eval.tasks", reason="lm-eval is in the extra eval")
-    text = OPINION.replace("task: opinion", "task: harness_opinion\nmetric_list:\n  - metric: acc")
-    files = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tasks / 'opinion' / 'test.jsonl'}"
+    text = OPINION.replace("[terrible, great]", json.dumps(choices)).replace("dataset_path: none", "dataset_path: json")
+    text += f"dataset_kwargs:\n  data_files:\n    test: {tasks / 'opinion' / 'test.jsonl'}\n"
+    text += "metric_list:\n  - metric: acc\n  - metric: acc_norm\n"
+    (tasks / "own.yaml").write_text(text)
     (tasks / "harness").mkdir()
-    (tasks / "harness" / "x.yaml").write_text(text.replace("dataset_path: none", files))
+    (tasks / "harness" / "x.yaml").write_text(text.replace("task: opinion", "task: harness_opinion"))
     manager = harness.TaskManager(include_path=str(tasks / "harness"))
     monkeypatch.setattr(module, "_manager", lambda: manager)
-    ours, theirs = evaluate_tasks(
-        config(), None, [str(tasks / "opinion.yaml"), "harness_opinion"], {"data_dir": tasks}, Quiet()
-    )["tasks"]
-    assert theirs["accuracy"] == pytest.approx(ours["accuracy"]) and theirs["examples"] == ours["examples"] == 10
-    assert theirs["low"] < theirs["accuracy"] < theirs["high"] and theirs["lm_eval"]["acc"] == theirs["accuracy"]
+    given = {} if rows is None else {"eval_rows": rows}
+    names = [str(tasks / "own.yaml"), "harness_opinion"]
+    ours, theirs = evaluate_tasks(config(), None, names, given, Quiet())["tasks"]
+    assert theirs["examples"] == ours["examples"] == (10 if rows is None else 4)
+    assert theirs["accuracy"] == pytest.approx(ours["accuracy"])
+    assert theirs["lm_eval"]["acc_norm"] == pytest.approx(ours["acc_norm"])
+    assert theirs["low"] <= theirs["accuracy"] <= theirs["high"] and theirs["lm_eval"]["acc"] == theirs["accuracy"]
 
 
 def test_the_harness_is_told_what_the_model_reads(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

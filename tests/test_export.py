@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tests.test_disk import disk_of
 from torch import Tensor, nn
 
+from zotune.cli import main
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
 from zotune.export import DELTA, export, publish
@@ -186,6 +189,34 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"No space left.*Remedy"):
         publish(tmp_path / "out", fill)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scope", ["norms", "lora"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export RUN --to NEW", "export RUN --to NEW --merge", "export RUN --to NEW --delta", "replay RUN --to NEW",
+        "checkout RUN --step 1 --to NEW", "push RUN me/it --to NEW", "cp RUN NEW", "branch RUN --to NEW",
+    ],
+)  # fmt: skip
+def test_a_full_disk(
+    trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, scope: str
+) -> None:
+    """Whichever file has no room, of whichever library: one sentence about space, and nothing that is half written."""
+    run, _ = trained(scope=scope)
+    places = {"RUN": run, "NEW": tmp_path / "new" / "out"}
+    codes = []
+    for size in (0, 200, 1000, 4000, 16_000):
+        with disk_of(size), pytest.raises(SystemExit) as ended:
+            main([str(places.get(word, word)) for word in command.split()])
+        said = capsys.readouterr().err
+        codes.append(ended.value.code)
+        if ended.value.code:
+            assert ended.value.code == 4 and "cannot be written: File too large. Remedy: free space there.\n" in said
+            assert not (tmp_path / "new").exists() or list((tmp_path / "new").iterdir()) == []
+        else:
+            shutil.rmtree(tmp_path / "new")
+    assert codes[0] == 4 and sorted(codes, reverse=True) == codes
 
 
 def test_a_whole_model_is_exported_without_peft(

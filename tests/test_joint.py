@@ -20,7 +20,13 @@ from zotune.noise import Key, Purpose
 from zotune.rule import decayed
 
 one_thread = models.one_thread
-JOINT = ["mezo", "lozo", "fzoo", "es", "eggroll", "kerzoo"]
+DENSE = ("mezo", "lozo", "fzoo", "es", "eggroll", "kerzoo")
+JOINT: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in DENSE),
+    *((name, {"weight_decay": 0.1}) for name in DENSE),
+    ("mezo", {"moments": "momentum"}),
+    ("mezo", {"moments": "adam", "weight_decay": 0.1}),
+]
 
 
 def small(dtype: torch.dtype) -> Weights:
@@ -40,9 +46,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.Updates, "_move_jointly", lambda updates, moves, *_: list(moves))
 
 
-@pytest.mark.parametrize("method", JOINT)
+@pytest.mark.parametrize(("method", "options"), JOINT)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}])
 def test_the_bits_of_one_by_one(
     method: str, dtype: torch.dtype, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def read_by_specification(data: bytes) -> tuple[dict[str, Any], list[Any], int]:
     if zlib.crc32(text) != struct.unpack_from("<I", data, a - 4)[0]:
         raise Corrupt(9)
     try:
-        header = json.loads(text.decode())
+        header = json.loads(text.decode(), parse_constant=int)  # int("NaN") is a ValueError
     except (ValueError, RecursionError):
         raise Corrupt(9) from None
     if not isinstance(header, dict):
@@ -143,6 +143,36 @@ def test_every_flipped_byte(tmp_path: Path) -> None:
     data = content(tmp_path / "whole.zoj")
     for at in range(len(data)):
         agree(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
+
+
+HEADERS: list[tuple[bytes, bool]] = [
+    (b'{"a": 1}', True),
+    (b' {"a":\n1} ', True),
+    ('{"ü": "é"}'.encode(), True),
+    (b"\xef\xbb\xbf{}", False),
+    ("{}".encode("utf-16"), False),
+    ("{}".encode("utf-16-le"), False),
+    ("{}".encode("utf-32"), False),
+    ("{}".encode("utf-32-be"), False),
+    (b'{"a": "\xff"}', False),
+    (b'{"a": NaN}', False),
+    (b'{"a": [-Infinity]}', False),
+    (b"[]", False),
+    (b"{}\0", False),
+    (b"", False),
+]
+
+
+@pytest.mark.parametrize(("text", "whole"), HEADERS, ids=repr)
+def test_encodings_of_a_header(text: bytes, whole: bool) -> None:
+    """UTF-8 without a byte order mark, and JSON as its standard has it: nothing else is a header."""
+    data = b"ZOJ1\n" + struct.pack("<I", len(text)) + text + struct.pack("<I", zlib.crc32(text))
+    agree(data)
+    if not whole:
+        with pytest.raises(Corrupt):
+            read_by_specification(data)
+        with pytest.raises(JournalError, match="not a JSON object in UTF-8. Remedy"):
+            parse_header(Path("j.zoj"), data)
 
 
 @pytest.mark.parametrize("examples", [150, pytest.param(5000, marks=pytest.mark.slow)])

@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests import models
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, DataError, UserError
 from zotune.load import device_of, load_model, load_to_replay, load_tokenizer, meta_model, quiet
 from zotune.objective.label_words import LabelWords
 from zotune.objective.make import make_objective
+from zotune.revisit import replay
+from zotune.train import train
+from zotune.watch import Quiet
 from zotune.weights import base_sha256, weights_sha256
 
 Config = Callable[..., TrainConfig]
@@ -122,10 +126,18 @@ def test_damaged_config(config: Config, tiny: Callable[[str], Path], tmp_path: P
     """So is a config.json that is no JSON, and one of another size than the weights."""
     model = _copy(tiny, tmp_path / "m")
     settings = json.loads((model / "config.json").read_text())
-    for text in ("{", "[]", json.dumps({"model_type": "no-such"}), json.dumps({**settings, "hidden_size": 32})):
+    for text in ("{", "[]", "[" * 100_000, "3"):
         (model / "config.json").write_text(text)
-        with pytest.raises(UserError, match="the model of .*/m' cannot be loaded"):
+        with pytest.raises(UserError, match="m/config.json (cannot be read|is no config of a model).*Remedy"):
             load_model(config(model=str(model)))
+    gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    for other in ({"hidden_size": 32}, {"hidden_size": "x"}, {"hidden_act": []}, {"num_attention_heads": 0}, gptq):
+        (model / "config.json").write_text(json.dumps({**settings, **other}))
+        with pytest.raises(UserError, match="the model of .*/m' cannot be loaded: .* Remedy"):
+            load_model(config(model=str(model)))
+    (model / "config.json").write_text(json.dumps({"model_type": "no-such"}))
+    with pytest.raises(UserError, match="the model of .*/m' cannot be loaded"):
+        load_model(config(model=str(model)))
 
 
 def test_missing_weights(config: Config, tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -149,6 +161,23 @@ def test_no_language_model_head(config: Config, tiny: Callable[[str], Path], tmp
         load_model(config(model=str(model)))
 
 
+@pytest.mark.parametrize(
+    ("family", "name"), [("llava", "LlavaForConditionalGeneration"), ("qwen2_vl", "Qwen2VLForConditionalGeneration")]
+)
+def test_models_of_pictures(
+    config: Config, tiny: Callable[[str], Path], tmp_path: Path, family: str, name: str
+) -> None:
+    """Transformers knows no causal class for them: they load as what they are, and train on texts alone."""
+    model = _copy(tiny, tmp_path / "m", "llama")
+    with quiet():
+        models.tiny(family).save_pretrained(model)
+    settings = config(model=str(model), scope="norms&last:1", steps=2)
+    assert type(load_model(settings)).__name__ == type(meta_model(settings)).__name__ == name
+    trained = train(settings, Quiet())
+    assert trained["loss_after"] != trained["loss_before"]
+    assert replay(tmp_path / "run", True, Quiet())["weights_sha256"] == trained["weights_sha256"]
+
+
 def test_no_tokenizer(config: Config, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """A model folder without a tokenizer says that it is the tokenizer."""
     model = _copy(tiny, tmp_path / "m")
@@ -158,7 +187,7 @@ def test_no_tokenizer(config: Config, tiny: Callable[[str], Path], tmp_path: Pat
         load_tokenizer(config(model=str(model)))
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "no-such", "mps:0"])
+@pytest.mark.parametrize("name", ["cuda:99", "no-such", "mps:0", "meta"])
 def test_device_that_is_not_there(config: Config, name: str) -> None:
     """A device that torch does not have is named with what works."""
     with pytest.raises(ConfigError, match=f"device '{name}' cannot be used: .* Remedy: --device cpu or auto"):

@@ -56,7 +56,8 @@ def test_a_saved_model_is_the_model(config: Config, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
 )
 def test_a_full_disk_leaves_what_was_there(config: Config, tmp_path: Path, error: Exception) -> None:
     """However the library says it: one sentence, and the folder is what it was before."""

@@ -89,7 +89,7 @@ def test_a_layer_that_is_used_twice_shows_its_first_inputs() -> None:
     layer = nn.Linear(4, 4)
     shown: list[Tensor] = []
     perturber = Perturber(layer, ["weight", "bias"], Dense())
-    perturber.direction.see = lambda target, key, inputs: shown.append(inputs)  # type: ignore[method-assign]
+    perturber.direction.see = lambda target, key, inputs, transposed: shown.append(inputs)  # type: ignore[method-assign]
     first, second = models.normals((2, 3, 4), 1), models.normals((2, 3, 4), 2)
     with torch.no_grad(), perturber.watched(POINT.key):
         layer(first)

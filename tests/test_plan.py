@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,21 @@ def test_a_run_that_generates_is_planned(config: Callable[..., TrainConfig]) -> 
     longer = plan(config(**options, max_new_tokens=12), Quiet())
     assert longer["seconds_per_step"] > 2 * found["seconds_per_step"]
     assert longer["memory"]["activations"] >= found["memory"]["activations"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_candidates_of_several_tokens_are_planned(
+    config: Callable[..., TrainConfig], family: str, tmp_path: Path
+) -> None:
+    """Whether they may share a sequence cannot be shown without weights: what most models do is planned."""
+    rows = [{"prompt": "it was", "chosen": " good and warm", "rejected": " a mess"}] * 8
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = {"label_words": None, "template": None, "train": tmp_path / "pairs.jsonl", "eval": None}
+    settings = config(family, **pairs, scope="norms&last:1", steps=2)
+    found, session = plan(settings, Quiet()), Session(settings).begin()
+    batch = session.batch(session.units[0])
+    assert ("segments" in batch) == (family != "t5") and found["blocks_reused"] == session.reuse.depth
+    assert found["disk"]["journal"] == train(settings, Quiet())["journal_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import zotune
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
+from zotune.journal import Journal, read
 from zotune.push import push
 from zotune.revisit import replay
 from zotune.train import train
@@ -105,6 +106,41 @@ def test_card_of_a_method_that_needs_the_rows(config: Config, hub: Hub) -> None:
     push(settings.output_dir, "me/trained", Quiet(), api=hub)
     card = (hub.folder / "README.md").read_text()
     assert "without data" not in card and "with the rows it was trained on" in card
+
+
+@pytest.mark.parametrize(
+    ("last", "row"),
+    [
+        ({"loss": "nan", "accuracy": 0.0}, "| loss | 0.75 | nan |"),
+        ({"loss": "inf", "accuracy": None}, "| accuracy | 0.5 | - |"),
+        ({"loss": 0.25, "f1": 0.125}, "| f1 | - | 0.125 |"),
+    ],
+)
+def test_card_of_a_run_that_diverged(config: Config, hub: Hub, last: dict[str, Any], row: str) -> None:
+    """NaN is written as NaN, and what was not measured as a dash: neither is 0."""
+    settings = config(steps=1)
+    train(settings, Quiet())
+    first = {"loss": 0.75, "accuracy": 0.5, "examples": 10, "low": 0.3, "high": 0.7}
+    lines = [{"step": 0, "eval": first}, {"step": 1, "eval": {**first, **last}}]
+    path = settings.output_dir / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    push(settings.output_dir, "me/it", Quiet(), "journal", api=hub)
+    assert row in (hub.folder / "README.md").read_text()
+
+
+def test_card_of_a_header_without_its_hashes(config: Config, hub: Hub) -> None:
+    """A journal of `zotune.replay`'s own kind lacks what `zotune train` adds: that is said."""
+    settings = config(steps=1)
+    train(settings, Quiet())
+    path = settings.output_dir / "journal.zoj"
+    header, records, _ = read(path)
+    path.unlink()
+    kept = {key: value for key, value in header.items() if key not in ("config", "base_sha256", "zotune", "torch")}
+    with Journal.create(path, kept) as journal:
+        for record in records:
+            journal.append(record)
+    push(settings.output_dir, "me/it", Quiet(), "journal", api=hub)
+    assert "hash of the base weights: `not recorded`" in (hub.folder / "README.md").read_text()
 
 
 def test_journal_alone(config: Config, hub: Hub) -> None:

@@ -27,7 +27,8 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 # Why a command does not run here; each has tests of its own.
 NOT_RUN = {
     "make ": "installs", "pip install": "installs", "zotune doctor": "compiles kernels",
-    "zotune pool": "needs Ray", "zotune train ... --method lozo --scope bank --scorer vllm": "needs vLLM",
+    "zotune pool": "needs Ray", "zotune train --train ORG/NAME": "needs the hub",
+    "zotune train ... --method lozo --scope bank --scorer vllm": "needs vLLM",
 }  # fmt: skip
 # What a name in a command stands for.
 NAMES = {"FILE": "FILE.jsonl", "N": "1", "A": "RUN", "B": "DIR"}

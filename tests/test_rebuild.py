@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from tests import models
-from tests.models import LONG_STEPS, ROWS, batch_for, loss, same_bits, seeded, tiny, train, weights
+from tests.models import KINDS, LONG_STEPS, ROWS, batch_for, loss, same_bits, seeded, tiny, train, weights
 from torch import Tensor, nn
 
 import zotune
@@ -21,10 +21,16 @@ from zotune.optimizer import ZerothOrder
 from zotune.rebuild import apply, current_sha256, rebuild, scope_sha256, steps_of
 
 one_thread = models.one_thread
-replayable = pytest.mark.parametrize("method", [row for row in models.METHOD_ROWS if METHODS[row.values[0]].replayable])
+replayable = pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.replayable])
 bound_to_data = pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.replayable])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-STEPS = 200
+# Long for the kinds of direction that there are; for the other methods a few steps, and the long run as a slow test.
+RUNS = [
+    pytest.param(name, steps, marks=pytest.mark.slow if steps == 200 and name not in KINDS else ())
+    for name, row in METHODS.items()
+    for steps in ((200,) if name in KINDS else (12, 200))
+    if row.replayable
+]
 
 
 def adapted(dtype: torch.dtype) -> nn.Module:
@@ -66,15 +72,15 @@ def run(
     return optimizer
 
 
-@replayable
+@pytest.mark.parametrize(("method", "steps"), RUNS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_replay_ends_with_the_same_bits(method: str, dtype: torch.dtype, kind: str, tmp_path: Path) -> None:
-    """200 steps with decay on a tiny Llama, all of it or its adapters: replay of the journal equals the run exactly."""
+def test_replay_ends_with_the_same_bits(method: str, steps: int, dtype: torch.dtype, kind: str, tmp_path: Path) -> None:
+    """With decay, on a tiny Llama, all of it or its adapters: replay of the journal equals the run exactly."""
     model, path = base(kind, dtype), tmp_path / "journal.zoj"
     before, queries = weights(model), 2 if kind == "lora" else 1
     options = {"lr": 5e-4 if method in LONG_STEPS else 0.05, "weight_decay": 0.01, "queries": queries}
-    optimizer = run(path, model, method, cheap, ROWS, STEPS, seed=2**63 + 5, **options)
+    optimizer = run(path, model, method, cheap, ROWS, steps, seed=2**63 + 5, **options)
     if kind == "lora":
         assert all("lora_" in name for name in optimizer.names)
     changed = [name for name, value in weights(model).items() if not torch.equal(value, before[name])]
@@ -85,7 +91,7 @@ def test_replay_ends_with_the_same_bits(method: str, dtype: torch.dtype, kind: s
     again.register_forward_hook(lambda *_: calls.append(None))
     found = zotune.replay(path, again)
     assert same_bits(weights(again), weights(model)) and not calls
-    assert found["steps"] == STEPS and found["verified"] is True
+    assert found["steps"] == steps and found["verified"] is True
     assert found["weights_sha256"] == found["recorded_sha256"] == current_sha256(optimizer)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tests.models import Weights, tiny, train
+from tests.models import Weights, batch_for, loss, tiny, train
 from tests.sharings import Alone
 from torch import nn
 
@@ -24,10 +27,12 @@ from zotune.refusals import (
     check_banks,
     check_examples,
     check_folding,
+    check_matrices,
     check_module,
     check_offload,
     check_parallel,
     no_example,
+    no_inputs,
 )
 from zotune.rule import Sgd
 
@@ -42,6 +47,32 @@ def test_parameters_are_no_model(method: str) -> None:
         METHODS[method].build(given, lr=1e-3)
     with pytest.raises(UserError, match="got list"):
         check_module([nn.Parameter(torch.ones(2))])
+
+
+# Their papers say of vectors what the rest of a model gets; of a scope of nothing else they do not speak.
+OF_MATRICES = {"lozo", "lozo_m", "loren", "agzo", "aimzo", "subzero", "zo_muon", "eggroll"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_of_matrices_wants_one(method: str) -> None:
+    """Under its name another method would run: refused when it is built, also where only a part moves in a step."""
+    vectors, both = Weights(b=torch.ones(7)), Weights(a=torch.ones(4, 3), b=torch.ones(7))
+    train(method, both)
+    if method not in OF_MATRICES:
+        train(method, vectors)
+        return
+    with pytest.raises(ConfigError, match=f"{method} steps along matrices, .* holds only vectors. Remedy: a scope"):
+        train(method, vectors)
+    with pytest.raises(ConfigError, match="holds only vectors"):
+        train(method, tiny("llama"), scope="norms", blocks="cycle")
+    direction = train(method, both).direction
+    check_matrices(method, direction, train("mezo", both).perturber.targets())
+
+
+def test_what_is_said_where_nothing_shows_inputs() -> None:
+    """The method, the first of the scope, and the way out."""
+    said = str(no_inputs("agzo", ["a", "b", "c"]))
+    assert said.startswith("agzo takes its directions from ") and "(a, b, ...). Remedy: a scope with linear" in said
 
 
 def test_impossible_windows_are_refused() -> None:
@@ -78,10 +109,10 @@ def test_examples_that_cannot_be_told_apart() -> None:
 def test_offload_is_for_one_process_and_a_method_without_a_state() -> None:
     """Other processes, and a rule with a memory, are refused by name; mezo's parts are not."""
     check_offload("mezo", Dense(), Sgd(), None)
-    with pytest.raises(ConfigError, match="the blocks of one process. Remedy: leave --offload out, or start without"):
+    with pytest.raises(ConfigError, match="the blocks of one process.* Remedy: leave --offload out, or start without"):
         check_offload("mezo", Dense(), Sgd(), Alone())
     with pytest.raises(
-        ConfigError, match="mine learns from every step, .* Remedy: leave --offload out, or take a method"
+        ConfigError, match="an update of mine needs more .* Remedy: leave --offload out, or take a method"
     ):
         check_offload("mine", Dense(), Momentum(0.9, 1.0), None)
     model = tiny("llama")
@@ -102,6 +133,23 @@ def test_a_sharded_model_is_shared_in_one_way() -> None:
         check_parallel(perturber, sharing, "mezo", False)
     with pytest.raises(ConfigError, match="grzo may run its examples one by one.* Remedy: parallel 'shard'"):
         check_parallel(perturber, sharing, "grzo", True)
+
+
+def test_processes_that_share_nothing_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the first step of an optimizer without `parallel`, where several have joined; never of one process."""
+    model, batch = tiny("llama"), batch_for("llama")
+    for count, said in ((1, 0), (3, 1)):
+        asked = {"is_available": lambda: True, "is_initialized": lambda: True, "get_world_size": lambda c=count: c}
+        monkeypatch.setitem(sys.modules, "torch.distributed", SimpleNamespace(**asked))
+        caplog.clear()
+        optimizer = train("mezo", model)
+        for _ in range(2):
+            optimizer.step(loss, batch)
+        assert len(caplog.messages) == said
+    assert caplog.records[0].levelno == logging.WARNING and "3 processes have joined" in caplog.text
+    assert "zotune.OwnBatches()" in caplog.text
 
 
 def test_a_bank_wants_factors_and_no_decay(config: Callable[..., TrainConfig]) -> None:

@@ -24,7 +24,7 @@ RECORDS: list[Record] = [
 ROWS: list[dict[str, Any]] = [
     {"step": 0, "eval": {"loss": 0.5, "examples": 10}},
     *({"step": step, "loss": 1.0, "projected_gradient": 0.5, "lr": 0.1} for step in (1, 2, 3, 4)),
-    {"step": 4, "eval": {"loss": 0.25, "accuracy": 0.75, "examples": 10}},
+    {"step": 4, "eval": {"loss": 0.25, "accuracy": 0.75, "examples": 10, "low": 0.5, "high": 0.9}},
 ]
 
 
@@ -53,7 +53,8 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert (found.name, found.config, found.header) == ("run", {"model": "m", "steps": 4}, {"torch": "2.6"})
     assert [row["step"] for row in found.steps] == [1, 2, 3, 4]
     assert found.evals == [
-        {"step": 0, "loss": 0.5, "examples": 10}, {"step": 4, "loss": 0.25, "accuracy": 0.75, "examples": 10}
+        {"step": 0, "loss": 0.5, "examples": 10},
+        {"step": 4, "loss": 0.25, "accuracy": 0.75, "examples": 10, "low": 0.5, "high": 0.9},
     ]  # fmt: skip
     assert found.evaluations == 2 + 2 + 2 + 3 and found.journal_bytes == (run / "journal.zoj").stat().st_size
     assert (found.seconds, found.peak) == (None, None)
@@ -68,7 +69,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_signal_is_the_spread_in_spacings_at_the_loss(tmp_path: Path, dtypes: list[str], spacing: float) -> None:
     """Of the coarsest dtype; a step without any loss but zero has no scale and is left out."""
-    parameters = [{"name": str(i), "dtype": dtype} for i, dtype in enumerate(dtypes)]
+    parameters = [{"name": str(i), "shape": [2], "dtype": dtype} for i, dtype in enumerate(dtypes)]
     found = collect(made(tmp_path / "run", parameters=parameters)).signal
     assert found == [(1, 0.5 / (1.5 * spacing)), (2, 0.0), (4, 7.0 / (4.0 * spacing))]
 

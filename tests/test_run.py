@@ -130,6 +130,10 @@ def test_open_needs_a_run(tmp_path: Path) -> None:
     """A missing folder, an empty one and one without its config are told apart."""
     with pytest.raises(RunError, match="is not a folder"):
         RunFolder.open(tmp_path / "none")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    with pytest.raises(RunError, match="model is a model, not a run. Remedy: --model .*model, where a model is taken"):
+        RunFolder.open(tmp_path / "model")
     with pytest.raises(RunError, match="holds no run"):
         RunFolder.open(tmp_path)
     Journal.create(tmp_path / "journal.zoj", {}).close()

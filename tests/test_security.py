@@ -116,6 +116,70 @@ def test_no_socket_is_opened(config: Callable[..., TrainConfig], tmp_path: Path,
     assert (tmp_path / "b" / "journal.zoj").exists() and (tmp_path / "to" / "tokenizer.json").exists()
 
 
+OFFLINE = """
+import contextlib, io, json, os, sys
+def hook(event, arguments):
+    internet = event == "socket.__new__" and arguments[1] in (2, 10)
+    asks = event in ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "socket.gethostbyname")
+    fetches = event == "subprocess.Popen" and "pip" in map(str, arguments[1])
+    if internet or asks or fetches:
+        os.write(2, f"NETWORK {event} {arguments}\\n".encode())
+        os._exit(99)
+sys.addaudithook(hook)
+from zotune.cli import main
+found = []
+for words in json.loads(sys.argv[1]):
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            main(words)
+        except SystemExit as ended:
+            code = ended.code
+    found.append([code, said.getvalue()[-600:]])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", pytest.param("TRANSFORMERS_OFFLINE", marks=pytest.mark.slow)])
+def test_offline_no_command_opens_a_socket(
+    config: Callable[..., TrainConfig], movies: Path, tmp_path: Path, name: str
+) -> None:
+    """What would have to be fetched is refused in a sentence, before a connection is made or pip is called."""
+    train(config(steps=1), Quiet())
+    run, rows = str(tmp_path / "run"), str(movies / "eval.jsonl")
+    file, new = tmp_path / "hub.yaml", str(tmp_path / "new")
+    file.write_text(config().to_yaml())
+    own = file.with_name("own.yaml")
+    own.write_text(config(track=["wandb"]).to_yaml())
+    hub = ["--model", "nobody/nothing-at-all"]
+    task = ["--task", "sst2", "--output-dir", new, "--model", config().model]
+    refused = [
+        ["demo", "--output-dir", new], ["push", run, "me/it"], ["push", run, "me/it", "--private"],
+        ["train", "--config", str(file), *hub, "--output-dir", new], ["plan", "--config", str(file), *hub],
+        ["tune", "--config", str(file), *hub], ["eval", *hub, "--eval", rows, "--label-words", "a,b"],
+        ["sensitive", "--config", str(file), *hub, "--to", new],
+        ["train", *task], ["eval", run, "--tasks", "sst2"], ["plan", *task], ["data", *task],
+        ["train", "--config", str(own), "--output-dir", new], ["resume", run, "--track", "comet_ml"],
+    ]  # fmt: skip
+    fine = [
+        ["push", run, "me/it", "--to", str(tmp_path / "pushed")], ["export", run, "--to", str(tmp_path / "exported")],
+        ["report", run], ["ls", str(tmp_path)], ["cp", run, str(tmp_path / "copy")], ["cat", run], ["doctor"],
+        ["methods"], ["schema"], ["init", str(tmp_path / "init.yaml")], ["data", rows, "--model", config().model],
+        ["resume", run],
+    ]  # fmt: skip
+    clean = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    places = {"HF_HOME": str(tmp_path / "hub"), "ZOTUNE_CACHE": str(tmp_path / "cache")}
+    environment = clean | {name: "1", "OMP_NUM_THREADS": "1"} | places
+    program = [sys.executable, "-c", OFFLINE, json.dumps(refused + fine)]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
+    assert done.returncode == 0 and "NETWORK" not in done.stderr, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for words, (code, said) in zip(refused + fine, found, strict=True):
+        in_a_sentence = code in (2, 3, 4) and "Remedy: " in said and "Traceback" not in said
+        assert in_a_sentence == (words in refused), (words, said)
+        assert words in refused or code == 0, (words, code, said)
+
+
 @pytest.mark.slow
 def test_offline_hub_id(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """A hub id offline is one clear error, without a connection."""

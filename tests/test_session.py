@@ -120,7 +120,7 @@ def test_learning_rates(config: Config, kind: str, warmup: int, expected: Callab
 
 def test_header_says_what_a_replay_needs(config: Config) -> None:
     """The journal's header is JSON and names base, data, course, method, stream and versions."""
-    session = Session(config(method="lozo", method_args={"rank": 3}, queries=2, scope="norms")).begin()
+    session = Session(config(method="lozo", method_args={"rank": 3}, queries=2, scope="last:1")).begin()
     header = json.loads(json.dumps(session.header()))
     assert header["zotune"] == zotune.__version__ and header["torch"] == torch.__version__
     assert header["method"] == "lozo" and header["arguments"]["rank"] == 3 and header["arguments"]["queries"] == 2
@@ -192,6 +192,8 @@ def test_config_of(config: Config, tmp_path: Path) -> None:
         ("seed", "seed: 4 for 'else'"),
         ("method", "method: 'mezo' for 'else'"),
         ("arguments", "arguments: "),
+        ("fold_every", "fold_every: 1 for 'else'"),
+        ("blocks", "blocks: None for 'else'"),
         ("parameters", "parameters: "),
         ("groups", "groups: "),
     ],

@@ -10,12 +10,13 @@ import pytest
 import torch
 from tests.courses import before_step
 
+from zotune.cli import main
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, OutOfMemory
 from zotune.forecast import foreseen
 from zotune.journal import StepRecord
 from zotune.journal import read as read_journal
-from zotune.machine import is_shortage
+from zotune.machine import is_shortage, shortage_said
 from zotune.session import Session
 from zotune.shortage import _room, _smaller, explain, explained
 from zotune.train import resume, train
@@ -36,6 +37,17 @@ def short_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 def _losses(run: Path) -> list[tuple[float, ...]]:
     return [record.losses for record in read_journal(run / "journal.zoj")[1] if isinstance(record, StepRecord)]
+
+
+def test_what_is_said_of_a_shortage() -> None:
+    """torch's first sentence without the place in its sources; a file that cannot be mapped counts too."""
+    with pytest.raises(RuntimeError) as found:
+        _allocation()
+    assert shortage_said(found.value).startswith("DefaultCPUAllocator: can't allocate memory: you tried")
+    assert shortage_said(MemoryError()) == "out of memory"
+    assert is_shortage(OSError(12, "Cannot allocate memory")) and not is_shortage(
+        OSError(28, "No space left on device")
+    )
 
 
 def test_what_a_shortage_is() -> None:
@@ -155,3 +167,35 @@ def test_only_places_change_within_a_run(config: Config, tmp_path: Path) -> None
     """Another seed would be another run."""
     with pytest.raises(ConfigError, match="seed cannot change within a run"):
         resume(tmp_path / "run", Quiet(), places={"seed": 3})
+
+
+@pytest.mark.parametrize(
+    ("command", "owner", "name"),
+    [
+        ("eval RUN", "zotune.objective.label_words.LabelWords", "judge"),
+        ("train --config FILE", "zotune.load", "add_for_scope"),
+        ("train --config FILE", "zotune.session", "load_tokenizer"),
+        ("replay RUN", "transformers.AutoModelForCausalLM", "from_pretrained"),
+        ("export RUN --to NEW", "zotune.export", "write_model"),
+    ],
+)
+def test_outside_a_step(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    owner: str,
+    name: str,
+) -> None:
+    """Where an evaluation, an adapter, the loading or an export takes too much, too: torch's own error, code 8."""
+    train(config(steps=1), Quiet())
+    (tmp_path / "c.yaml").write_text(config(output_dir=tmp_path / "other").to_yaml())
+    monkeypatch.setattr(f"{owner}.{name}", lambda *_, **__: _allocation())
+    places = {"RUN": tmp_path / "run", "FILE": tmp_path / "c.yaml", "NEW": tmp_path / "new"}
+    with pytest.raises(SystemExit) as ended:
+        main([str(places.get(word, word)) for word in command.split()])
+    said = capsys.readouterr().err
+    assert ended.value.code == 8 and "you tried to allocate" in said and "enforce fail" not in said, said
+    assert said.splitlines()[-1].startswith("zotune: DefaultCPUAllocator: can't allocate memory")
+    assert "Remedy: `zotune plan`" in said and "Traceback" not in said

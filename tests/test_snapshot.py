@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -91,6 +92,50 @@ def test_unfinished_snapshot_is_skipped(tmp_path: Path, caplog: pytest.LogCaptur
         found = snapshot.latest(tmp_path, 100)
     assert found is not None and found[0] == 10
     assert "step-0000000020 is skipped" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["COMPLETE", "meta.json", "tensors.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder", "deep", "list", "long"])
+def test_a_part_that_is_another_thing(tmp_path: Path, name: str, kind: str) -> None:
+    """A pipe is not waited at, a link not followed, brackets and lists not taken for sizes: it is skipped."""
+    snapshot.save(tmp_path / "s", 10, tensors(10), {})
+    part = snapshot.save(tmp_path / "s", 20, tensors(20), {}) / name
+    sizes, size = json.loads((part.parent / "COMPLETE").read_bytes()), part.stat().st_size
+    part.rename(tmp_path / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(part)
+    elif kind == "link":
+        part.symlink_to(tmp_path / "elsewhere")
+    elif kind == "folder":
+        part.mkdir()
+    else:
+        part.write_bytes({"deep": b"[" * 50_000, "list": b"[1, 2]", "long": b" " * 99_999 + b"{}"}[kind])
+    if name != "COMPLETE" and part.is_file():
+        (part.parent / "COMPLETE").write_text(json.dumps(sizes | {name: part.stat().st_size}))
+    assert size and (found := snapshot.latest(tmp_path / "s", 100)) is not None
+    assert found[0] == 10
+    snapshot.save(tmp_path / "s", 20, tensors(21), {})
+    assert (found := snapshot.latest(tmp_path / "s", 100)) is not None and found[0] == 20
+    assert (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "pipe"])
+def test_a_snapshot_that_is_no_folder(tmp_path: Path, kind: str) -> None:
+    """It is none, and gives way to one of its step; what a link points to stays."""
+    snapshot.save(tmp_path / "s", 10, tensors(10), {})
+    path = tmp_path / "s" / "step-0000000020"
+    if kind == "file":
+        path.write_bytes(b"x")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(snapshot.save(tmp_path / "other", 20, tensors(5), {}))
+    for name in ("step-\u00b2", "step-\u0663", "step-" + "9" * 200, "step-1"):
+        (tmp_path / "s" / name).mkdir()
+    assert (found := snapshot.latest(tmp_path / "s", 100)) is not None and found[0] == 10
+    snapshot.save(tmp_path / "s", 20, tensors(20), {})
+    assert (found := snapshot.latest(tmp_path / "s", 100)) is not None and torch.equal(found[1]["w"], tensors(20)["w"])
+    assert kind != "link" or snapshot.latest(tmp_path / "other", 20) is not None
 
 
 def test_rotation_never_takes_the_only_good_one(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from zotune import track
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
-from zotune.track import Tracked, _own, _placed, tracked
+from zotune.run import RunPaths
+from zotune.track import Tracked, _own, _placed, tracked, tracked_run
 from zotune.train import train
 from zotune.watch import Quiet
 
@@ -80,14 +82,60 @@ def test_a_tracker_that_fails_is_left_out(config: Config) -> None:
     assert max(step for step, _ in bad.rows) == 1
 
 
-def test_what_cannot_be_opened_is_said_before_the_run(config: Config) -> None:
+def test_what_cannot_be_opened_is_said_before_the_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown name, and a package that is not there."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(ConfigError, match="no tracker 'tensorbored'. Remedy: one of .*tensorboard"):
         with tracked(config(track=["tensorbored"]), Quiet()):
             pass
     with pytest.raises(UserError, match="clearml is not installed. Remedy: pip install clearml"):
         with tracked(config(track=["clearml"]), Quiet()):
             pass
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_services_are_refused_offline(config: Config, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A tracker that connects to its makers, before it is looked for; wandb may be told to write here alone."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv(name, "1")
+    for service in ("wandb", "comet_ml", "clearml"):
+        with pytest.raises(ConfigError, match=f"track: {service} connects to a service, and HF_HUB_OFFLINE .*Remedy"):
+            with tracked(config(track=[service]), Quiet()):
+                pass
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(UserError, match="wandb is not installed"):
+        with tracked(config(track=["wandb"]), Quiet()):
+            pass
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the trackers that were started."""
+    found: list[str] = []
+
+    def opening(name: str, settings: TrainConfig, folder: Path) -> Recorder:
+        found.append(name)
+        return Recorder()
+
+    monkeypatch.setattr(track, "_open", opening)
+    return found
+
+
+def test_a_runs_own_trackers_are_not_started_unasked(config: Config, opened: list[str]) -> None:
+    """A run that goes on, perhaps somebody else's, starts those that are named now; what its config names is said."""
+    train(config(track=["wandb"], steps=1), Quiet())
+    paths, heard = RunPaths(config().output_dir), Heard()
+    with tracked_run(paths, heard, None) as watch:
+        assert watch is heard and opened == []
+    assert heard.lines == [
+        "The run's config names trackers (wandb); a run that goes on tells none unasked. --track wandb does."
+    ]
+    with tracked_run(paths, heard, ["tensorboard"]) as watch:
+        assert isinstance(watch, Tracked) and opened == ["tensorboard"]
+    with tracked_run(paths, heard, ["tensorboard"], leads=False) as watch:
+        assert watch is heard
+    with tracked_run(paths, heard, []) as watch:
+        assert watch is heard and len(opened) == 1
 
 
 def test_without_trackers_nothing_is_wrapped(config: Config) -> None:

@@ -13,46 +13,61 @@ import torch
 from tests.models import FAMILIES, MORE_FAMILIES, batch_for, displaced, loss, one_thread
 from tests.models import tiny as small
 from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM
 
 import zotune.virtual_tokens
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, RunError
 from zotune.estimate import Point
+from zotune.export import export
 from zotune.history.branch import branch
 from zotune.history.undo import undo
 from zotune.load import load_model
 from zotune.methods.mezo import MeZO
 from zotune.noise import Key
 from zotune.objective.model_kind import virtual_tokens
+from zotune.plan import plan
 from zotune.resolve import config_of
-from zotune.revisit import replay
+from zotune.revisit import replay, replay_onto
 from zotune.run import RunPaths
 from zotune.train import resume, train
-from zotune.virtual_tokens import activations, add_prefix, add_prompt, random_tokens, read_start
+from zotune.virtual_tokens import activations, add_prefix, add_prompt, peft_quiet, random_tokens, read_start
 from zotune.watch import Quiet
 
-pytest.importorskip("peft")
+PeftModel = pytest.importorskip("peft").PeftModel
 one_thread = one_thread
 Config = Callable[..., TrainConfig]
 TEXT = [family for family in (*FAMILIES, *MORE_FAMILIES) if family != "cnn"]
-CAUSAL = [family for family in TEXT if family not in ("bert", "roberta", "deberta", "t5")]
+MASKED = ("bert", "roberta")
+# DeBERTa keeps no keys and values, an encoder-decoder model's prefix is shared by pairs of layers.
+WITH_PREFIX = [family for family in TEXT if family not in ("deberta", "t5")]
 ADD: dict[str, Callable[..., nn.Module]] = {"prefix": add_prefix, "prompt": add_prompt}
-ROWS = [(family, kind) for family in TEXT for kind in ADD if kind == "prompt" or family in CAUSAL]
+ROWS = [(family, kind) for family in TEXT for kind in ADD if kind == "prompt" or family in WITH_PREFIX]
 
 
 def _inputs(family: str, ids: Tensor | None = None) -> dict[str, Tensor]:
-    """Two texts; with `ids`, those tokens stand before each."""
+    """Two texts, of masked models the second one padded; with `ids`, those tokens stand before each."""
     drawn = torch.randint(3, 36, (2, 6), generator=torch.Generator().manual_seed(1))
+    if family in MASKED:
+        seen = torch.ones(2, 6 + (0 if ids is None else len(ids)), dtype=torch.int64)
+        seen[1, -2:] = 0
+        return {"input_ids": drawn if ids is None else torch.cat([ids.expand(2, -1), drawn], 1), "attention_mask": seen}
     inputs = {"input_ids": drawn if ids is None else torch.cat([ids.expand(2, -1), drawn], 1)}
     return inputs | ({"decoder_input_ids": drawn[:, :3]} if family == "t5" else {})
 
 
 @pytest.mark.parametrize(("family", "kind"), ROWS)
 def test_they_begin_as_real_tokens(family: str, kind: str) -> None:
-    """The logits are those of the bare model on a text that begins with the tokens drawn."""
+    """The logits are those of the bare model on a text that begins with the tokens drawn. In a masked model those of a
+    prefix do not read the text.
+    """
     ids = random_tokens(small(family), 3, 9)
+    longer = _inputs(family, ids)
+    if kind == "prefix" and family in MASKED:
+        longer["attention_mask"] = longer["attention_mask"][:, None, None].bool().repeat(1, 1, 9, 1)
+        longer["attention_mask"][:, :, :3, 3:] = False
     with torch.no_grad():
-        expected = small(family)(**_inputs(family, ids)).logits
+        expected = small(family)(**longer).logits
         adapted = ADD[kind](small(family), 3, 9)
         found = adapted(**_inputs(family)).logits
         bare = small(family)(**_inputs(family)).logits
@@ -65,7 +80,9 @@ def test_they_begin_as_real_tokens(family: str, kind: str) -> None:
     ]
 
 
-@pytest.mark.parametrize(("family", "kind"), [row for row in ROWS if row[0] in ("llama", "gpt2", "bert", "t5")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [row for row in ROWS if row[0] in ("llama", "gpt2", "bert", "roberta", "t5")]
+)
 def test_lanes_are_the_displaced_model(family: str, kind: str) -> None:
     """Both signs in one forward, where every family's values move: equal to copies whose weights were written."""
     optimizer = MeZO(ADD[kind](small(family), 3, 2), lr=1e-2, eps=0.3, lanes="on", scope=kind)
@@ -116,7 +133,6 @@ def _values(model: nn.Module) -> Tensor:
 @pytest.mark.parametrize(
     ("family", "scope", "said"),
     [
-        ("bert", "prefix", "prefix cannot be added: a masked .* Remedy: --scope prompt or lora"),
         ("t5", "prefix", "prefix cannot be added: PEFT's prefix .* shared by pairs of layers. Remedy"),
         ("llama", "prefix&lora", "names prefix and lora. Remedy: train one of them at a time"),
     ],
@@ -128,7 +144,12 @@ def test_where_they_cannot_be(config: Config, family: str, scope: str, said: str
 
 
 def test_a_model_without_a_cache_or_a_table() -> None:
-    """Modules that give no keys and values, or have no table of embeddings, are told so."""
+    """Modules that give no keys and values, or have no table of embeddings, are told so; also where only planned."""
+    for place in ("cpu", "meta"):
+        with pytest.raises(
+            ConfigError, match="DebertaV2ForMaskedLM gives no keys and values .it fills no cache.*Remedy"
+        ):
+            add_prefix(small("deberta").to(place))
     with pytest.raises(ConfigError, match="Linear gives no keys and values .*Remedy"):
         activations(nn.Linear(2, 2), torch.tensor([1]))
     with pytest.raises(ConfigError, match="needs a model with a table of input embeddings. Remedy"):
@@ -188,6 +209,25 @@ def test_the_file_is_checked(config: Config, tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").unlink()
     train(config(scope="prefix", steps=1), Quiet())
     assert path.read_bytes() == good
+
+
+def test_a_masked_run(config: Config, tmp_path: Path) -> None:
+    """A prefix of a masked model is planned, trained and replayed to the same hash, and PEFT loads it: same logits."""
+    settings = config("bert", scope="prefix", lr=1e-1, eps=1e-1)
+    assert plan(settings, Quiet())["trained"] == 5 * 3 * 2 * 16
+    trained = train(settings, Quiet())
+    assert trained["loss_after"] != trained["loss_before"]
+    assert replay(tmp_path / "run", True, Quiet())["weights_sha256"] == trained["weights_sha256"]
+    assert export(tmp_path / "run", tmp_path / "adapter", Quiet())["form"] == "adapter"
+    live = load_model(settings)
+    replay_onto(RunPaths(tmp_path / "run"), live, Quiet())
+    base = AutoModelForMaskedLM.from_pretrained(settings.model, dtype=torch.float32)
+    with peft_quiet():
+        loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    inputs = {"input_ids": torch.tensor([[2, 6, 7, 4, 3], [2, 9, 4, 3, 0]])}
+    inputs["attention_mask"] = (inputs["input_ids"] != 0).long()
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, live(**inputs).logits)
 
 
 @pytest.mark.parametrize("kind", ADD)

@@ -3,110 +3,53 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zotune.distributed.parallel import Parallel
-    from zotune.dominant import dominant_layer
-    from zotune.estimate import Point, Probe
-    from zotune.methods import (
-        AGZO,
-        AIMZO,
-        EGGROLL,
-        ES,
-        FZOO,
-        GRZO,
-        LOREN,
-        MEAZO,
-        METHODS,
-        QZO,
-        ConMeZO,
-        CurvZO,
-        HiZOO,
-        KerZOO,
-        LoZO,
-        LoZOM,
-        MeZO,
-        SparseMeZO,
-        SubZero,
-        ZOMuon,
-    )
-    from zotune.noise import Key
-    from zotune.optimizer import ZerothOrder
-    from zotune.perturb import Perturber
-    from zotune.rebuild import replay
-    from zotune.weights import weights_sha256
+    from zotune.distributed.parallel import Parallel as Parallel
+    from zotune.dominant import dominant_layer as dominant_layer
+    from zotune.estimate import Point as Point
+    from zotune.estimate import Probe as Probe
+    from zotune.methods import *  # noqa: F403 - the factories of the table, METHODS too
+    from zotune.noise import Key as Key
+    from zotune.optimizer import ZerothOrder as ZerothOrder
+    from zotune.perturb import Perturber as Perturber
+    from zotune.rebuild import replay as replay
+    from zotune.weights import weights_sha256 as weights_sha256
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Loaded on first use: `zotune --help` must not wait for torch.
+# Where each public name lives that is no method: `zotune.MeZO` and the others come from the table of methods. Loaded on
+# first use: `zotune --help` must not wait for torch.
 _HOMES = {
-    "AGZO": "methods",
-    "AIMZO": "methods",
-    "ConMeZO": "methods",
-    "CurvZO": "methods",
-    "EGGROLL": "methods",
-    "ES": "methods",
-    "FZOO": "methods",
-    "GRZO": "methods",
-    "HiZOO": "methods",
-    "KerZOO": "methods",
     "Key": "noise",
-    "LOREN": "methods",
-    "LoZO": "methods",
-    "LoZOM": "methods",
-    "MEAZO": "methods",
     "METHODS": "methods",
-    "MeZO": "methods",
     "Parallel": "distributed.parallel",
     "Perturber": "perturb",
     "Point": "estimate",
     "Probe": "estimate",
-    "QZO": "methods",
-    "SparseMeZO": "methods",
-    "SubZero": "methods",
-    "ZOMuon": "methods",
     "ZerothOrder": "optimizer",
     "dominant_layer": "dominant",
     "replay": "rebuild",
     "weights_sha256": "weights",
 }
-__all__ = [
-    "AGZO",
-    "AIMZO",
-    "ConMeZO",
-    "CurvZO",
-    "EGGROLL",
-    "ES",
-    "FZOO",
-    "GRZO",
-    "HiZOO",
-    "KerZOO",
-    "Key",
-    "LOREN",
-    "LoZO",
-    "LoZOM",
-    "MEAZO",
-    "METHODS",
-    "MeZO",
-    "Parallel",
-    "Perturber",
-    "Point",
-    "Probe",
-    "QZO",
-    "SparseMeZO",
-    "SubZero",
-    "ZOMuon",
-    "ZerothOrder",
-    "dominant_layer",
-    "replay",
-    "weights_sha256",
-]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'zotune' has no attribute {name!r}")
-    value = getattr(import_module(f"zotune.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(f"zotune.{_HOMES[name]}"), name)
+        return value
+    if name == "__all__":
+        return __dir__()
+    # A module of the package is not looked for among the methods, for which torch is loaded: import finds it.
+    if not name.startswith("_") and find_spec(f"zotune.{name}") is None:
+        for method in import_module("zotune.methods").METHODS.values():
+            if method.build.__name__ == name:
+                return method.build
+    raise AttributeError(f"module 'zotune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    methods = import_module("zotune.methods").METHODS.values()
+    return sorted([*_HOMES, *(method.build.__name__ for method in methods)])

@@ -66,7 +66,7 @@ def _lora(model: nn.Module, config: TrainConfig) -> nn.Module:
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"LoRA cannot be added: {reason}. Remedy: name the modules with --lora-targets."
+                f"LoRA cannot be added: {reason}. Remedy: --lora-targets all-linear, or the modules' names there."
             ) from None
     return adapted
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zotune.durable import sync_file, sync_folder
-from zotune.lock import process_started
+from zotune.processes import is_gone
 
 
 @contextmanager
@@ -47,9 +47,5 @@ def _tidy(to: Path) -> None:
     """Remove what processes that are gone left beside `to`."""
     for left in to.parent.glob(f".{glob.escape(to.name)}.*.*"):
         pid, kind = left.name.split(".")[-2:]
-        if pid.isdecimal() and kind in ("tmp", "old") and process_started(int(pid)) in (None, _own(int(pid))):
+        if pid.isdecimal() and kind in ("tmp", "old") and is_gone(int(pid)):
             _restore(left, to) if kind == "old" else shutil.rmtree(left, ignore_errors=True)
-
-
-def _own(pid: int) -> str | None:
-    return process_started(pid) if pid == os.getpid() else None

@@ -35,6 +35,7 @@ class Atoms(Direction):
             raise ConfigError("blocks is 'atoms', but the scope holds no LoRA weights. Remedy: --scope lora.")
         self.inner = inner
         self.reads_inputs, self.may_wait, self.in_parts = inner.reads_inputs, inner.may_wait, inner.in_parts
+        self.of_matrices = inner.of_matrices
 
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         z = self.inner.block(target, key, start, stop)
@@ -66,8 +67,8 @@ class Atoms(Direction):
     def prepare(self, targets: Sequence[Target]) -> None:
         self.inner.prepare(targets)
 
-    def see(self, target: Target, key: Key, inputs: Tensor) -> None:
-        self.inner.see(target, key, inputs)
+    def see(self, target: Target, key: Key, inputs: Tensor, transposed: bool = False) -> None:
+        self.inner.see(target, key, inputs, transposed)
 
     def observe(self, targets: Sequence[Target], probes: Sequence[Probe]) -> None:
         self.inner.observe(targets, probes)

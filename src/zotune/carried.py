@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zotune.direction import Direction, Factors, State
+from zotune.errors import RunError
 from zotune.estimate import Estimator
 from zotune.noise import Key
 from zotune.perturb import Perturber
@@ -35,10 +36,15 @@ def collected(
 def handed_back(
     tensors: Mapping[str, Tensor], direction: Direction, rule: Rule, estimator: Estimator
 ) -> tuple[State, int]:
-    """Give each part its own; returns the left factors of what is not yet folded, and how often eps was halved."""
+    """Give each part its own; returns the left factors of what is not yet folded, and how often eps was halved.
+
+    Raises RunError for a name of no part.
+    """
     parts: dict[str, State] = {part: {} for part in _PARTS}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
+        if part not in parts:
+            raise RunError(f"{name!r} is carried by no method. Remedy: take a state or snapshot that zotune wrote.")
         parts[part][rest] = tensor
     direction.load_state(parts["direction"])
     rule.load_state(parts["rule"])

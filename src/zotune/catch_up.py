@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 
 # What the method carries beyond the weights lies in the same file of a snapshot, under names no parameter has.
 CARRIED = "carried:"
+CARRIED_SHA256 = "carried_sha256"  # in the snapshot's meta.json: the journal has no place for it
+
+
+def snapshot_of(
+    session: Session, tensors: Mapping[str, Tensor], sha256: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the meta of a snapshot: the weights, which hash to `sha256`, and what the method carries."""
+    carried = session.optimizer.carried()
+    meta = {"weights_sha256": sha256, CARRIED_SHA256: weights_sha256(carried)}
+    return {**tensors, **{CARRIED + name: tensor for name, tensor in carried.items()}}, meta
 
 
 def catch_up(session: Session, folder: Folder, journal: Log, watch: Watch) -> None:
@@ -76,19 +87,37 @@ def _restore(session: Session, folder: Folder, most: int, hashes: dict[int, str]
     step, tensors, carried = found
     optimizer.put(tensors)
     optimizer.steps = step
-    optimizer.carry(carried)
+    try:
+        optimizer.carry(carried)
+    except (LookupError, ValueError, TypeError, RuntimeError, RunError) as error:  # hashed, and yet not of this method
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(" Remedy:")[0].rstrip(".")
+        raise RunError(
+            f"{folder.path}: what the snapshot of step {step} carries is not of this method ({reason}). "
+            f"Remedy: delete {folder.paths.snapshots}; the journal holds every step."
+        ) from error
 
 
 def _intact_snapshot(
     folder: Folder, most: int, hashes: dict[int, str], watch: Watch
 ) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
-    """Step, weights and what the method carries."""
+    """Step, weights and what the method carries: of the newest snapshot whose weights have the hash that the journal
+    recorded, and whose carried tensors have the one that stands beside them.
+    """
     found = folder.latest_snapshot(most)
     while found is not None:
         step, tensors, meta = found
         carried = {name.removeprefix(CARRIED): tensors.pop(name) for name in list(tensors) if name.startswith(CARRIED)}
-        if weights_sha256(tensors) == hashes.get(step, meta.get("weights_sha256")):
+        if step not in hashes:  # the run was stopped between the two: a replay finds the same
+            problem = ""
+        elif weights_sha256(tensors) != hashes[step]:
+            problem = "does not hold the weights it was made of"
+        elif carried and not isinstance(meta.get(CARRIED_SHA256), str):
+            problem = "is of a version that did not record the hash of what the method carries"
+        elif carried and weights_sha256(carried) != meta[CARRIED_SHA256]:
+            problem = "does not hold what the method carried"
+        else:
             return step, tensors, carried
-        watch.say(f"The snapshot of step {step} does not hold the weights it was made of; it is left out.")
+        if problem:
+            watch.say(f"The snapshot of step {step} {problem}; it is left out.")
         found = folder.latest_snapshot(step - 1)
     return None

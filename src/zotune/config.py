@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
+from zotune.data.hub import EVAL, TRAIN, hub_rows, placed
 from zotune.errors import ConfigError
 from zotune.option import Opt, checked, flag, schema
 
@@ -28,14 +29,29 @@ PLACES = (
 # More than any machine has cores, whose own number is no bound: a run may be moved to a smaller one. Many more end the
 # process within torch, where nothing can be said.
 MOST_THREADS = 1024
+# Upper limits: far above what any run has, and low enough that nothing is looped over or allocated for days before
+# something else refuses it.
+_MOST_STEPS = 2**32 - 1  # what a journal counts
+_MOST_ROWS = 2**32 - 1
+_MOST_TOGETHER = 2**20  # examples of a step or of a forward, tokens of a sequence
+_MOST_RANK = 2**16
+_MOST_NUMBER = 1e6  # of what is no count
 # Options that say how files are read, and those that say which part of a task is used.
 _OF_FILES = ("train", "template", "label_words", "labels", "completion_column", "data_format")
 _OF_TASKS = ("data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "calibrated")
 
-# What recorded losses were measured with. A branch of a run may change all other options for its steps to come.
+# What recorded losses were measured with, and what the header tells a replay to do with them. A branch of a run may
+# change all other options for its steps to come.
 FIXED = (
-    "bank_rank", "dtype", "eps", "lora_alpha", "lora_rank", "lora_targets", "method", "method_args", "model",
-    "prefix_tokens", "quantize", "queries", "scope", "seed", "weight_decay",
+    "bank_rank", "blocks", "dtype", "eps", "fold_every", "lora_alpha", "lora_rank", "lora_targets", "method",
+    "method_args", "model", "prefix_tokens", "quantize", "queries", "scope", "seed", "weight_decay",
+)  # fmt: skip
+# What decides the inputs of the layers in a step: a method that reads them is replayed with them, so a branch of its
+# runs cannot change these either. Held-out rows are among them: they have a say in whether candidates share a sequence.
+INPUTS = (
+    "train", "eval", "data_format", "task", "data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split",
+    "calibrated", "text_column", "label_column", "completion_column", "template", "label_words", "labels", "objective",
+    "reward", "metric", "max_new_tokens", "temperature", "stop", "batch_size", "micro_batch_size", "max_length",
 )  # fmt: skip
 
 
@@ -45,18 +61,23 @@ class TrainConfig:
     """The options of one run, checked when made. Raises ConfigError for a wrong type or value."""
 
     model: Annotated[str, Opt("Folder or hub id of the model.")]
-    train: Annotated[Path | None, Opt("Training rows: jsonl, json, csv, tsv or parquet.")] = None
-    eval: Annotated[Path | None, Opt("Held-out rows, evaluated before and after the training.")] = None
+    train: Annotated[
+        Path | None, Opt("Training rows: jsonl, json, csv, tsv, parquet; or on the hub, ORG/NAME[/SUBSET][:SPLIT].")
+    ] = None
+    eval: Annotated[
+        Path | None, Opt("Held-out rows, evaluated before and after the training: a file, or on the hub.")
+    ] = None
     data_format: Annotated[
-        Literal["text", "label", "completion", "messages", "sharegpt", "alpaca", "choices", "tokens"] | None,
+        Literal["text", "label", "completion", "messages", "sharegpt", "alpaca", "choices", "preference", "tokens"]
+        | None,
         Opt("Shape of the rows. Default: told from their columns."),
     ] = None
     task: Annotated[str | None, Opt("Built-in task in place of files, such as sst2, or an lm-eval YAML.")] = None
     data_dir: Annotated[Path | None, Opt("Folder with the task's splits. Default: the hub.")] = None
     data_seed: Annotated[int, Opt("Seed of the task's sample of rows.", ge=0, le=2**32 - 1)] = 0
-    shots: Annotated[int | None, Opt("Rows per class to train on, in place of a sample.", ge=1)] = None
-    train_rows: Annotated[int | None, Opt("Rows to train on. Default: the task's, 1000.", ge=1)] = None
-    eval_rows: Annotated[int | None, Opt("Rows to evaluate on. Default: the task's, 1000.", ge=1)] = None
+    shots: Annotated[int | None, Opt("Rows per class to train on, in place of a sample.", ge=1, le=_MOST_ROWS)] = None
+    train_rows: Annotated[int | None, Opt("Rows to train on. Default: the task's, 1000.", ge=1, le=_MOST_ROWS)] = None
+    eval_rows: Annotated[int | None, Opt("Rows to evaluate on. Default: the task's, 1000.", ge=1, le=_MOST_ROWS)] = None
     eval_split: Annotated[Literal["dev", "test"], Opt("Part of the task that is evaluated.")] = "test"
     calibrated: Annotated[bool, Opt("Judge the task's candidates against a prompt without content.")] = False
     text_column: Annotated[str, Opt("Column with the text.")] = "text"
@@ -72,23 +93,32 @@ class TrainConfig:
         Opt("A score to train on. Default: the likelihood of what is right."),
     ] = None
     reward: Annotated[
-        list[str] | None, Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, exact_match.")
+        list[str] | None,
+        Opt("Scores of completions: FILE.py:NAME, package.module:NAME, f1, json_valid, regex:X, ..."),
     ] = None
     reward_weights: Annotated[list[float] | None, Opt("One weight per reward. Default: 1 each.")] = None
-    reward_timeout: Annotated[float, Opt("Seconds that a call of a reward or metric may take.", gt=0)] = 60.0
+    reward_timeout: Annotated[
+        float, Opt("Seconds that a call of a reward or metric may take.", gt=0, le=_MOST_NUMBER)
+    ] = 60.0
     metric: Annotated[str | None, Opt("Score of a whole batch of completions: FILE.py:NAME.")] = None
-    max_new_tokens: Annotated[int, Opt("Tokens that a completion may have.", ge=1)] = 50
-    temperature: Annotated[float, Opt("Of sampled completions; 0: greedy.", ge=0)] = 0.0
+    max_new_tokens: Annotated[int, Opt("Tokens that a completion may have.", ge=1, le=_MOST_TOGETHER)] = 50
+    temperature: Annotated[float, Opt("Of sampled completions; 0: greedy.", ge=0, le=_MOST_NUMBER)] = 0.0
     stop: Annotated[
         list[str] | None, Opt("Texts that end a completion. Default for f1 and exact_match: a line end.")
     ] = None
     method: Annotated[str, Opt("Method; `zotune methods` lists them.")] = "mezo"
     method_args: Annotated[dict[str, Any], Opt("Further arguments of the method.")] = field(default_factory=dict)
-    lr: Annotated[float | None, Opt("Learning rate. Default: the preset of method and scope.", ge=0)] = None
-    eps: Annotated[float | None, Opt("Size of the perturbation. Default: the preset.", gt=0)] = None
-    tuned_lr: Annotated[float | None, Opt("The lr that `zotune tune` measured and wrote here.", ge=0)] = None
-    queries: Annotated[int | None, Opt("Directions per step. Default: the method's.", ge=1)] = None
-    weight_decay: Annotated[float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0)] = 0.0
+    lr: Annotated[
+        float | None, Opt("Learning rate. Default: the preset of method and scope.", ge=0, le=_MOST_NUMBER)
+    ] = None
+    eps: Annotated[float | None, Opt("Size of the perturbation. Default: the preset.", gt=0, le=_MOST_NUMBER)] = None
+    tuned_lr: Annotated[
+        float | None, Opt("The lr that `zotune tune` measured and wrote here.", ge=0, le=_MOST_NUMBER)
+    ] = None
+    queries: Annotated[int | None, Opt("Directions per step. Default: the method's.", ge=1, le=2**15)] = None
+    weight_decay: Annotated[
+        float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0, le=_MOST_NUMBER)
+    ] = 0.0
     scope: Annotated[
         str,
         Opt("full, norms, last:N, head, lora, prefix, prompt, scales, bank, sensitive, regex:X, ..."),
@@ -96,17 +126,20 @@ class TrainConfig:
     blocks: Annotated[
         str | None, Opt("What a step trains: cycle (block by block), random:SHARE, atoms (LoRA's). Default: all.")
     ] = None
-    lora_rank: Annotated[int, Opt("Rank of LoRA with --scope lora.", ge=1)] = 8
-    lora_alpha: Annotated[float, Opt("Alpha of LoRA.", gt=0)] = 16.0
+    lora_rank: Annotated[int, Opt("Rank of LoRA with --scope lora.", ge=1, le=_MOST_RANK)] = 8
+    lora_alpha: Annotated[float, Opt("Alpha of LoRA.", gt=0, le=_MOST_NUMBER)] = 16.0
     lora_targets: Annotated[list[str] | None, Opt("Modules that get LoRA, comma separated, or all-linear.")] = None
     sensitive: Annotated[Path | None, Opt("Mask of --scope sensitive, made by `zotune sensitive`.")] = None
-    bank_rank: Annotated[int, Opt("Most columns that --scope bank keeps per layer.", ge=1)] = 64
-    prefix_tokens: Annotated[int, Opt("Virtual tokens with --scope prefix or prompt.", ge=1)] = 5
-    steps: Annotated[int, Opt("Training steps.", ge=0, le=2**32 - 1)] = 1000
-    batch_size: Annotated[int, Opt("Examples per step.", ge=1)] = 16
-    micro_batch_size: Annotated[int | None, Opt("Examples per forward. Default: the batch size.", ge=1)] = None
+    bank_rank: Annotated[int, Opt("Most columns that --scope bank keeps per layer.", ge=1, le=_MOST_RANK)] = 64
+    prefix_tokens: Annotated[int, Opt("Virtual tokens with --scope prefix or prompt.", ge=1, le=_MOST_RANK)] = 5
+    steps: Annotated[int, Opt("Training steps.", ge=0, le=_MOST_STEPS)] = 1000
+    batch_size: Annotated[int, Opt("Examples per step.", ge=1, le=_MOST_TOGETHER)] = 16
+    micro_batch_size: Annotated[
+        int | None, Opt("Examples per forward. Default: the batch size.", ge=1, le=_MOST_TOGETHER)
+    ] = None
     rows_per_forward: Annotated[
-        int | None, Opt("Evaluate a micro-batch in parts of so many rows: less memory, same steps.", ge=1)
+        int | None,
+        Opt("Evaluate a micro-batch in parts of so many rows: less memory, same steps.", ge=1, le=_MOST_TOGETHER),
     ] = None
     seed: Annotated[int, Opt("Seed of directions and data order.", ge=0, le=2**63 - 1)] = 0
     dtype: Annotated[
@@ -130,28 +163,36 @@ class TrainConfig:
     ] = "torch"
     scorer_args: Annotated[dict[str, Any], Opt("Options of vLLM: sizes and speed.")] = field(default_factory=dict)
     lr_schedule: Annotated[Literal["constant", "linear", "cosine"], Opt("Course of the learning rate.")] = "constant"
-    warmup_steps: Annotated[int, Opt("Steps in which the learning rate rises from 0.", ge=0)] = 0
+    warmup_steps: Annotated[int, Opt("Steps in which the learning rate rises from 0.", ge=0, le=_MOST_STEPS)] = 0
     lanes: Annotated[Literal["auto", "on", "off"], Opt("Evaluate both sides of a direction in one forward.")] = "auto"
     graphs: Annotated[Literal["auto", "on", "off"], Opt("Record forwards as CUDA graphs, on one GPU.")] = "auto"
-    reuse_mb: Annotated[int, Opt("MB for activations below the scope that are kept; 0: none.", ge=0)] = 512
+    reuse_mb: Annotated[
+        int, Opt("MB for activations below the scope that are kept; 0: none.", ge=0, le=_MOST_TOGETHER)
+    ] = 512
     fold_every: Annotated[
         int | None,
-        Opt("Steps whose low-rank updates are written together. Default: a basis' life.", ge=1),
+        Opt("Steps whose low-rank updates are written together. Default: a basis' life.", ge=1, le=_MOST_STEPS),
     ] = None
     on_nonfinite: Annotated[
         Literal["stop", "skip", "halve-eps"],
         Opt("A loss that is not finite: stop, skip its step, or skip it and halve eps."),
     ] = "stop"
-    max_length: Annotated[int, Opt("Longest sequence in tokens; longer prompts lose their beginning.", ge=1)] = 512
-    eval_every: Annotated[int | None, Opt("Evaluate every so many steps. Default: before and after.", ge=1)] = None
-    eval_batch_size: Annotated[int, Opt("Examples per forward when evaluating.", ge=1)] = 32
-    snapshot_every: Annotated[int, Opt("Steps between snapshots; they only shorten a resume.", ge=1)] = 500
+    max_length: Annotated[
+        int, Opt("Longest sequence in tokens; longer prompts lose their beginning.", ge=1, le=_MOST_TOGETHER)
+    ] = 512
+    eval_every: Annotated[
+        int | None, Opt("Evaluate every so many steps. Default: before and after.", ge=1, le=_MOST_STEPS)
+    ] = None
+    eval_batch_size: Annotated[int, Opt("Examples per forward when evaluating.", ge=1, le=_MOST_TOGETHER)] = 32
+    snapshot_every: Annotated[
+        int, Opt("Steps between snapshots; they only shorten a resume.", ge=1, le=_MOST_STEPS)
+    ] = 500
     track: Annotated[list[str] | None, Opt("Trackers: tensorboard, trackio, wandb, mlflow, ...")] = None
     parallel: Annotated[
         Literal["data", "probes", "signs", "data+probes", "data+signs", "shard", "data+shard"] | None,
-        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard), both."),
+        Opt("What torchrun's processes share: micro-batches (data), probes, signs, weights (shard)."),
     ] = None
-    check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1)] = 100
+    check_every: Annotated[int, Opt("Steps between comparisons of the processes' weights.", ge=1, le=_MOST_STEPS)] = 100
     output_dir: Annotated[Path, Opt("Folder of the run.")]
     trust_remote_code: Annotated[bool, Opt("Let the model's own code run. Never taken from a file.")] = False
     allow_task_code: Annotated[bool, Opt("Let a task's YAML run functions of its folder. Never from a file.")] = False
@@ -179,6 +220,10 @@ class TrainConfig:
             object.__setattr__(self, "lanes", "off")
         if self.device_map is not None and self.device != "auto":
             raise ConfigError("device and device_map cannot be used together. Remedy: leave --device out.")
+        if self.device_map is not None and self.offload is not None:
+            raise ConfigError(
+                "device_map spreads a model over devices, and offload brings it to one. Remedy: leave one of them out."
+            )
         if self.sensitive is not None and not takes_mask(self.scope):
             raise ConfigError(
                 f"sensitive is the mask of scope sensitive, and scope is {self.scope!r}. Remedy: --scope sensitive, or "
@@ -255,8 +300,10 @@ class TrainConfig:
         values = self.course()
         for name in ("model", "task", "train", "eval", "sensitive"):
             value = getattr(self, name)
-            here = isinstance(value, Path) or (value is not None and Path(value).exists())
-            values[name] = Path(value).name if here else value
+            values[name] = None if value is None else str(value)
+            on_hub = isinstance(value, Path) and hub_rows(value, "") is not None
+            if not on_hub and (isinstance(value, Path) or (value is not None and Path(value).exists())):
+                values[name] = Path(value).name
         return values
 
     def to_yaml(self) -> str:
@@ -267,13 +314,16 @@ class TrainConfig:
         return dump(values)
 
     def absolute(self) -> TrainConfig:
-        """The same with absolute paths (also of a model that is a folder here): it works from anywhere."""
+        """The same with absolute paths (also of a model that is a folder here): it works from anywhere.
+
+        Rows on the hub get the split that they are read from.
+        """
         model = str(Path(self.model).resolve()) if self.model and Path(self.model).is_dir() else self.model
         return dataclasses.replace(
             self,
             model=model,
-            train=self.train and self.train.resolve(),
-            eval=self.eval and self.eval.resolve(),
+            train=self.train and placed(self.train, TRAIN),
+            eval=self.eval and placed(self.eval, EVAL),
             task=str(Path(self.task).resolve()) if self.task and Path(self.task).is_file() else self.task,
             data_dir=self.data_dir and self.data_dir.resolve(),
             sensitive=self.sensitive and self.sensitive.resolve(),

@@ -101,6 +101,9 @@ class Direction(ABC):
     reads_inputs = False
     """Whether `see` must be called before a step's first draw: such a method cannot be replayed without data."""
 
+    of_matrices = False
+    """Whether nothing of the method is left where no tensor has two dimensions: such a scope is refused."""
+
     may_wait = False
     """Whether an update along z can be made after later steps were evaluated: z depends on key and tensor alone."""
 
@@ -110,8 +113,13 @@ class Direction(ABC):
     def prepare(self, targets: Sequence[Target]) -> None:  # noqa: B027 - most directions have nothing to prepare
         """Called once, with the initial weights, before the first draw."""
 
-    def see(self, target: Target, key: Key, inputs: Tensor) -> None:  # noqa: B027 - most directions are blind
-        """The inputs (tokens, columns) of the linear layer of `target` at the unperturbed weights of the key's step."""
+    def see(  # noqa: B027 - most directions are blind
+        self, target: Target, key: Key, inputs: Tensor, transposed: bool = False
+    ) -> None:
+        """What the matrix of `target` is multiplied with at the unperturbed weights of the key's step.
+
+        x (tokens, columns) of a layer `x @ W'`; transposed: x (tokens, rows) of a layer `x @ W`.
+        """
 
     def observe(self, targets: Sequence[Target], probes: Sequence[Probe]) -> None:  # noqa: B027
         """Called after the update of every step, with the probes that made it: the place to learn from them."""
@@ -200,7 +208,11 @@ Kind = tuple[torch.device, torch.dtype]
 
 @final
 class Together:
-    """Whole draws of many small tensors in one call, kept for the latest `steps` steps: all keys, if there is room."""
+    """Whole draws of many small tensors in one call, kept for the latest `steps` steps: all keys, if there is room.
+
+    An earlier step is drawn tensor by tensor, until several tensors in a row are asked for it: what goes through many
+    past steps for one tensor after the other would otherwise draw all tensors for each of them.
+    """
 
     def __init__(self, law: Law, steps: int = 1) -> None:
         self._law: Law = law
@@ -208,7 +220,8 @@ class Together:
         self._columns: dict[str, int] = {}
         self._sizes: dict[Kind, dict[str, int]] = {}
         self._drawn: dict[tuple[Key, Kind], dict[str, Tensor]] = {}
-        self._steps, self._span = list[int](), steps
+        self._steps, self._span = list[int](), steps  # in their order
+        self._asked = -1, ""  # the earlier step that was drawn alone last, and the tensor
         self._most = 0  # numbers that were kept at one time
 
     def __contains__(self, name: str) -> bool:
@@ -229,8 +242,13 @@ class Together:
         if key.held is not None:  # its words change under way: nothing that was drawn may be kept
             return self._alone(key, name, kind)
         if key.step not in self._steps:
-            self._steps = [*self._steps, key.step][-self._span :]
+            step, last = self._asked
+            if self._steps and key.step < self._steps[-1] and (step != key.step or last == name):
+                self._asked = key.step, name
+                return self._alone(key, name, kind)
+            self._steps = sorted([*self._steps, key.step][-self._span :])
             self._drawn = {one: drawn for one, drawn in self._drawn.items() if one[0].step in self._steps}
+        self._asked = -1, ""
         drawn = self._drawn.get((key, kind))
         if drawn is None:
             (device, dtype), sizes = kind, self._sizes[kind]

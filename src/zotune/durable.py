@@ -5,11 +5,15 @@ Needs only the standard library.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
+
+from zotune.processes import is_gone
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,6 +49,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: written aside, synced, renamed, folder synced. Raises OSError."""
+    tidy(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -58,6 +63,15 @@ def write_file(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def tidy(path: Path) -> None:
+    """Delete what processes that are gone left of a `write_file` to `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and is_gone(int(pid)):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 def json_line(value: Any) -> str:

@@ -57,6 +57,9 @@ class Estimator(ABC):
     def probes(self, seed: int, step: int, losses: Sequence[float]) -> list[Probe]:
         """The probes from the losses at `points(seed, step)`."""
 
+    def check_examples(self, count: int) -> None:  # noqa: B027 - most take any number
+        """Raises UserError for a step of so few examples that `probes` could make nothing of them."""
+
     def halve(self) -> None:
         """Halve `eps` for the steps to come."""
         self.eps /= 2

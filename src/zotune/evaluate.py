@@ -31,8 +31,9 @@ class Evaluation:
 
     accuracy, correct, and low..high (Wilson's 95 % interval of the accuracy) are None without labels.
     score: the objective's metric where that is no accuracy: a mean over examples (f1, exact_match, reward) with
-    low..high from its spread, or one number of the whole set (macro_f1, metric) without; metric: its name. parts: the
-    mean of each of several rewards, over the examples that it applies to; None where there are none.
+    low..high from its spread, or one number of the whole set (macro_f1, metric) without; metric: its name. parts: what
+    else is measured, such as the mean of each of several rewards, over the examples that it applies to; None where
+    there are none.
     """
 
     loss: float
@@ -47,10 +48,11 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: loss, accuracy, examples, low, high; the score under its metric's name where there is one, and
-        its parts as reward_NAME.
+        its parts under their names, those of a reward as reward_NAME.
         """
         found = {key: getattr(self, key) for key in ("loss", "accuracy", "examples", "low", "high")}
-        found |= {f"reward_{name}": value for name, value in self.parts.items()}
+        before = "" if self.metric == "accuracy" else "reward_"
+        found |= {f"{before}{name}": value for name, value in self.parts.items()}
         return found if self.score is None else found | {self.metric: self.score}
 
 
@@ -84,13 +86,13 @@ def evaluate(
         return Evaluation(-score, None, None, count, None, None, score, objective.metric)
     if not found:
         return Evaluation(loss, None, None, count, None, None)
+    parts = _means(objective.parts, found)
+    scores = [row[0] for row in found] if objective.parts else found
     if objective.metric != "accuracy":
-        parts = _means(objective.parts, found)
-        scores = [row[0] for row in found] if objective.parts else found
         mean, bounded = sum(scores) / len(scores), objective.metric in _BOUNDED
         return Evaluation(loss, None, None, count, *_around(scores, bounded), mean, objective.metric, parts)
-    correct = sum(found)
-    return Evaluation(loss, correct / count, correct, count, *wilson(correct, count))
+    correct = sum(scores)
+    return Evaluation(loss, correct / count, correct, count, *wilson(correct, count), parts=parts)
 
 
 def _means(names: Sequence[str], found: Sequence[Any]) -> dict[str, float | None]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from zotune.adapters import added_by, can_merge, for_others, is_adapter
 from zotune.aside import whole_folder
 from zotune.config import TrainConfig
-from zotune.errors import ConfigError, RunError
+from zotune.disk import written
+from zotune.errors import ConfigError
 from zotune.head import untie
-from zotune.journal import read
 from zotune.load import load_to_replay, load_tokenizer, quiet
 from zotune.model_folder import refuse_filled
 from zotune.quantised.layers import packed_layers
@@ -133,18 +133,14 @@ def publish(to: Path, fill: Callable[[Path], None], force: bool = False) -> int:
     Raises RunError when `to` holds something (unless `force`, which replaces it) or the disk refuses.
     """
     refuse_filled(to, force)
-    try:
-        with whole_folder(to) as aside:
-            fill(aside)
-            count = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
-    except OSError as error:
-        raise RunError(f"{to} cannot be written: {error.strerror or error}. Remedy: choose another --to.") from error
-    return count
+    with written(to, "choose another --to"), whole_folder(to) as aside:
+        fill(aside)
+        return sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
 
 
 def _copy_in_scope(paths: RunPaths, model: nn.Module) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
-    names = [parameter["name"] for parameter in read(paths.journal)[0]["parameters"]]
+    names = [parameter["name"] for parameter in paths.recorded()[0].get("parameters", [])]
     return {name: named[name].detach().clone() for name in names if name in named}
 
 

@@ -57,7 +57,8 @@ class Factored(Direction):
 class OrDense(Factored):
     """`z = scale * u v'` on the tensors for which `factors` has that form, a dense z on the others. Abstract.
 
-    `rank` numbers for each row of every matrix are drawn for u. Vectors are always dense.
+    `rank` numbers for each row of every matrix are drawn for u, or for each column where v is what is random. Vectors
+    are always dense.
     """
 
     def __init__(self, law: Law, rank: int) -> None:
@@ -68,11 +69,19 @@ class OrDense(Factored):
         self._dense.prepare([target for target in targets if target.data.dim() < 2])
         for target in targets:
             if target.data.dim() >= 2:
-                self._left.add(target.name, target.matrix_shape[0] * self.rank, target.data.device)
+                self._left.add(target.name, max(target.matrix_shape) * self.rank, target.data.device)
 
     def left(self, target: Target, key: Key) -> Tensor:
         """The random factor, (rows, rank) float32."""
-        return self._left.draw(key, target.name).view(-1, self.rank)
+        return self._random(target, key, target.matrix_shape[0])
+
+    def right(self, target: Target, key: Key) -> Tensor:
+        """The random factor of a tensor whose u is not, (columns, rank) float32."""
+        return self._random(target, key, target.matrix_shape[1])
+
+    def _random(self, target: Target, key: Key, count: int) -> Tensor:
+        # The first numbers of the key's noise, whichever side they are for.
+        return self._left.draw(key, target.name)[: count * self.rank].view(-1, self.rank)
 
     def plain(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
         return self._dense.block(target, key, start, stop)

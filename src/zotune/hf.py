@@ -6,7 +6,8 @@ Everything else (data, schedules, gradient accumulation, callbacks, logging, che
     zotune.hf.Trainer(model=model, args=args, train_dataset=rows, optimizers=(optimizer, None)).train()
 
 Differs from transformers in: the model is in eval mode while it trains, so dropout does not separate the two sides of a
-direction; there are no gradients, so what works on them (clipping, fp16 loss scaling) is not there.
+direction; there are no gradients, so what works on them (clipping, fp16 loss scaling) is not there. Under torchrun each
+process has the rows that transformers gives it, the losses of all make each step, and weights stay equal.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from zotune.distributed.own import OwnBatches
 from zotune.errors import ConfigError
 from zotune.objective.model_kind import model_kind
 from zotune.optimizer import ZerothOrder
@@ -29,7 +31,8 @@ class Trainer(transformers.Trainer):
 
     The loss is `compute_loss` (or `compute_loss_func`), a mean over a micro-batch; micro-batches of one step count by
     their label tokens, where there are labels. A step without a label token moves no weight. Raises ConfigError without
-    a zotune optimizer, for one on another model or that needs losses per example, and for `fp16`.
+    a zotune optimizer, for one on another model, that needs losses per example or whose processes expect all rows, and
+    for `fp16`.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -47,6 +50,24 @@ class Trainer(transformers.Trainer):
             )
         if self.args.fp16:
             raise ConfigError("fp16 scales gradients, of which there are none. Remedy: load the model in float16.")
+        if self.args.world_size > 1:
+            self._share(optimizer)
+
+    def _share(self, optimizer: ZerothOrder) -> None:
+        """transformers gives each process rows of its own."""
+        if optimizer.parallel is None:
+            optimizer.share(OwnBatches())
+        elif not optimizer.parallel.own:
+            raise ConfigError(
+                "a Trainer gives each process its own rows, and the optimizer's processes expect all of them. Remedy: "
+                "leave parallel out."
+            )
+
+    def optimizer_of(self) -> ZerothOrder:
+        """zotune's own: accelerate wraps it."""
+        wrapped: Any = self.optimizer
+        found: ZerothOrder = getattr(wrapped, "optimizer", wrapped)
+        return found
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -55,9 +76,11 @@ class Trainer(transformers.Trainer):
 
         Returns their mean, (), as transformers wants it: micro-batches of a step sum to the loss of the step.
         """
+        if self.args.world_size > 1:
+            model = self.optimizer_of().model  # what is around it for gradients makes forwards wait for each other
         model.eval()
         inputs = self._prepare_inputs(inputs)
-        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        optimizer = self.optimizer_of()
         tokens = _scored(model, inputs.get("labels"))
 
         def loss() -> Tensor:
@@ -72,6 +95,8 @@ class Trainer(transformers.Trainer):
         shared = 1 / self.current_gradient_accumulation_steps
         if num_items_in_batch is not None and "labels" in inputs:
             shared = tokens / int(num_items_in_batch)
+            if self.args.average_tokens_across_devices:  # they are those of all processes, whose means are averaged
+                shared *= self.args.world_size
         return torch.tensor(mean * shared, device=self.args.device)
 
 

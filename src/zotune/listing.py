@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from zotune.errors import RunError, UserError
-from zotune.journal import HashRecord, StepRecord, read
+from zotune.journal import HashRecord, StepRecord
 from zotune.resolve import read_file
 from zotune.run import RunPaths
 
@@ -38,14 +37,14 @@ def _row(run: Path) -> dict[str, Any]:
     paths = RunPaths(run)
     row: dict[str, Any] = {"run": str(run)}
     try:
-        header, records, _ = read(paths.journal)
+        header, records, _ = paths.recorded()
         config = read_file(paths.check().config)[0]
     except UserError as error:
         return {**row, "problem": str(error)}
     taken = sum(isinstance(record, StepRecord) for record in records)
     steps = config.get("steps")
     finished = taken == steps and bool(records) and isinstance(records[-1], HashRecord)  # the last thing a run writes
-    evals = _evaluations(paths.metrics)
+    evals = [row["eval"] for row in paths.logged() if row.get("eval")]
     return {
         **row,
         "method": header.get("method"),
@@ -59,8 +58,3 @@ def _row(run: Path) -> dict[str, Any]:
         "loss": evals[-1].get("loss") if evals else None,
         "journal_bytes": paths.journal.stat().st_size,
     }
-
-
-def _evaluations(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [row["eval"] for row in map(json.loads, lines) if row.get("eval")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from zotune.adapters import add_for_scope, added_by
+from zotune.checkpoint import check_checkpoint, stored_tensors
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
+from zotune.machine import is_shortage
 from zotune.mapped import clean_mappings, release
-from zotune.objective.model_kind import Kind, model_kind
+from zotune.objective.model_kind import Kind, model_kind, reads_pictures
 from zotune.quantised.load import quantisation, settle
 from zotune.resolve import check_files
 from zotune.weights import aligned
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 # The names of dtypes in a safetensors file.
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-_MOST_HEADER = 100 << 20  # what the format allows
 
 
 def load_tokenizer(config: TrainConfig) -> Any:
     """The tokenizer of the model. Raises UserError when there is none."""
     from transformers import AutoTokenizer
 
+    check_checkpoint(config.model, weights=False)
     with _explained(config.model, "tokenizer"), quiet():
         return AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
 
@@ -48,7 +48,7 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
 
     Raises UserError for a model that cannot be found or read.
     """
-    _refuse_outside(Path(config.model))
+    check_checkpoint(config.model)
     _refuse_converted(config)
     if config.device_map is not None:
         _check_map(group)
@@ -68,7 +68,12 @@ def load_model(config: TrainConfig, group: Group | None = None) -> nn.Module:
     with _explained(config.model, "model", config.quantize), quiet():
         _, auto = _architecture(config)
         loaded: tuple[nn.Module, dict[str, Any]] = auto.from_pretrained(
-            config.model, dtype=dtype, trust_remote_code=trust, output_loading_info=True, **placed
+            config.model,
+            dtype=dtype,
+            trust_remote_code=trust,
+            output_loading_info=True,
+            use_safetensors=True,
+            **placed,
         )
     _refuse_random(config.model, sorted(loaded[1]["missing_keys"]))
     if config.device_map is not None:
@@ -131,15 +136,8 @@ def stored(config: TrainConfig) -> tuple[int, set[str]]:
             folder = Path(snapshot_download(config.model, local_files_only=True))
         except Exception:  # not in the hub's cache: it is not known how the weights are stored
             return 0, set()
-    found, dtypes = 0, set()
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < _MOST_HEADER else {}
-        tensors = [value for name, value in header.items() if name != "__metadata__"]
-        found += sum(value["data_offsets"][1] - value["data_offsets"][0] for value in tensors)
-        dtypes |= {value["dtype"] for value in tensors}
-    return found, dtypes
+    tensors = list(stored_tensors(folder))
+    return sum(size for _, size in tensors), {dtype for dtype, _ in tensors}
 
 
 def _refuse_beside_packed(config: TrainConfig, group: Group | None) -> None:
@@ -181,18 +179,6 @@ def _aligned(model: nn.Module) -> nn.Module:
     return model
 
 
-def _refuse_outside(model: Path) -> None:
-    """The index of a sharded checkpoint names files; they must lie beside it."""
-    for index in sorted(model.glob("*.index.json")) if model.is_dir() else ():
-        try:
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            raise UserError(f"{index} is not an index of weights. Remedy: restore it from a copy.") from None
-        for name in names:
-            if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0"):
-                raise UserError(f"{index} names the file {name!r}, outside its folder. Remedy: restore it from a copy.")
-
-
 def meta_model(config: TrainConfig) -> nn.Module:
     """The same model without its weights, on the meta device: names, shapes and dtypes. Raises as `load_model`."""
     if config.quantize is not None:
@@ -200,26 +186,31 @@ def meta_model(config: TrainConfig) -> nn.Module:
             "packed layers have no shapes before they are packed, so such a run cannot be planned. "
             "Remedy: leave --quantize out for an upper bound."
         )
-    with _explained(config.model, "model"), quiet(), torch.device("meta"):
-        settings, auto = _architecture(config)
-        stored = getattr(settings, "dtype", None) or torch.float32
-        dtype = stored if config.dtype == "auto" else getattr(torch, config.dtype)
-        model: nn.Module = auto.from_config(settings, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    check_checkpoint(config.model, weights=False)
+    with quiet(), torch.device("meta"):
+        with _explained(config.model, "model"):
+            settings, auto = _architecture(config)
+            stored = getattr(settings, "dtype", None) or torch.float32
+            dtype = stored if config.dtype == "auto" else getattr(torch, config.dtype)
+            model: nn.Module = auto.from_config(settings, dtype=dtype, trust_remote_code=config.trust_remote_code)
         model = add_for_scope(model, config)
     return model.eval()
 
 
 def _architecture(config: TrainConfig) -> tuple[Any, Any]:
     """The model's config and the class of transformers that loads it."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+    import transformers as hf
 
     classes: dict[Kind, Any] = {
-        "causal": AutoModelForCausalLM,
-        "masked": AutoModelForMaskedLM,
-        "seq2seq": AutoModelForSeq2SeqLM,
+        "causal": hf.AutoModelForCausalLM,
+        "masked": hf.AutoModelForMaskedLM,
+        "seq2seq": hf.AutoModelForSeq2SeqLM,
     }
-    settings = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
-    return settings, classes[model_kind(settings)]
+    settings = hf.AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    kind = model_kind(settings)
+    if kind == "causal" and reads_pictures(settings):  # and texts: those alone are trained on
+        return settings, hf.AutoModelForImageTextToText
+    return settings, classes[kind]
 
 
 def _refuse_random(model: str, missing: list[str]) -> None:
@@ -237,7 +228,9 @@ def device_of(config: TrainConfig) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        place = torch.zeros(1, device=name)
+        place.item()  # the meta device has no numbers
+        return place.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {config.device!r} cannot be used: {reason}. Remedy: --device cpu or auto.") from None
@@ -245,11 +238,14 @@ def device_of(config: TrainConfig) -> torch.device:
 
 @contextmanager
 def _explained(model: str, what: str, packed: str | None = None) -> Iterator[None]:
+    """What transformers raises within is said of the model: a folder from anywhere may make it raise anything."""
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        if is_shortage(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "give a folder with a Hugging Face model, or a hub id while online."
         if packed is not None and "conversion of the weights" in str(error):
@@ -258,7 +254,9 @@ def _explained(model: str, what: str, packed: str | None = None) -> Iterator[Non
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is not run unasked."
             remedy = "read that code, then pass --trust-remote-code."
-        raise UserError(f"the {what} of {model!r} cannot be loaded: {reason} Remedy: {remedy}") from None
+        if isinstance(error, ImportError):
+            remedy = "install what it names, or take another model."
+        raise UserError(f"the {what} of {model!r} cannot be loaded: {reason} Remedy: {remedy}") from error
 
 
 @contextmanager

@@ -8,41 +8,23 @@ over. Needs only the standard library.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
+from zotune.disk import refusal
 from zotune.durable import write_file
 from zotune.errors import RunError
+from zotune.plain import is_count, parse_json, read_plain
+from zotune.processes import process_started
 
+_MOST = 2**16  # bytes of a lock file
 _log = logging.getLogger(__name__)
-
-
-def process_started(pid: int) -> str | None:
-    """What tells this process from a later one with the same pid; None when no such process runs.
-
-    On Linux the boot and the clock ticks since it, so a clock that is set back changes nothing.
-    """
-    if pid <= 0:
-        return None
-    if Path("/proc/self/stat").exists():
-        try:
-            # The name in brackets may hold anything; the fields are counted from the last bracket.
-            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            return None
-        if fields[0] in "ZXx":  # dead, only not yet collected by its parent
-            return None
-        with contextlib.suppress(OSError):
-            return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{fields[19]}"
-        return fields[19]
-    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
 
 
 @contextlib.contextmanager
@@ -84,10 +66,7 @@ class FolderLock:
                 _refuse_if_held(path)
                 write_file(path, json.dumps(owner).encode())
         except OSError as error:
-            raise RunError(
-                f"{folder} cannot be written: {error.strerror}. Remedy: choose another --output-dir, or "
-                "change its permissions."
-            ) from error
+            raise refusal(str(folder), error, "change its permissions, or use another folder") from error
         return cls(path, owner)
 
     def release(self) -> None:
@@ -100,12 +79,16 @@ class FolderLock:
 def _owner_of(path: Path) -> dict[str, Any] | None:
     """Who is named in a lock file; None when there is none; {} when it cannot be understood."""
     try:
-        owner = json.loads(path.read_bytes())
+        owner = parse_json(read_plain(path, _MOST))
     except FileNotFoundError:
         return None
     except ValueError:
         return {}
-    return owner if isinstance(owner, dict) and isinstance(owner.get("pid"), int) else {}
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            return {}
+        raise  # somebody's, who lets nobody else read it
+    return owner if isinstance(owner, dict) and is_count(owner.get("pid")) else {}
 
 
 def _refuse_if_held(path: Path) -> None:

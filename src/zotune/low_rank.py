@@ -24,6 +24,7 @@ class LowRank(Factored):
     a step share V, unless `own` gives each query its own. V of the latest `bases` windows stays at hand.
     """
 
+    of_matrices = True
     may_wait = True
     in_parts = True
 

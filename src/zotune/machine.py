@@ -40,9 +40,16 @@ def is_shortage(error: BaseException) -> bool:
     """Whether this is what Python or torch raise where memory ran out."""
     import torch
 
-    # For the CPU torch has no class of its own, and none for what cuBLAS allocates itself.
-    said = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
+    # For the CPU torch has no class of its own, and none for what cuBLAS allocates itself; of a file that is mapped the
+    # system says that there is no room for it.
+    said = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED", "Cannot allocate memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in said)
+
+
+def shortage_said(error: BaseException) -> str:
+    """The first sentence of such an error, without a full stop and the place in torch's sources."""
+    first = (str(error).strip() or "out of memory").splitlines()[0].rstrip(".")
+    return first.rpartition("] err == 0. ")[2]
 
 
 def is_fault(error: BaseException) -> bool:
@@ -84,6 +91,12 @@ def free_disk_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def offline() -> bool:
+    """Whether the user's environment forbids the network, as the hub's library understands it."""
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return said.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def processor() -> str:

@@ -66,7 +66,7 @@ def evaluate_now(session: Session, folder: Folder, watch: Watch) -> None:
 def before_and_after(folder: Folder) -> dict[str, Any]:
     """`accuracy_before`, `accuracy_after`, and so on for loss and interval, from the first and the last evaluation.
 
-    All are numbers or None, also where the file holds "nan" or "inf".
+    All are numbers or None.
     """
     rows = [row["eval"] for row in folder.metrics() if row.get("eval")]
     if not rows:
@@ -74,13 +74,6 @@ def before_and_after(folder: Folder) -> dict[str, Any]:
     named = ("accuracy", "loss", "low", "high")
     keys = (*named, *(key for key in rows[0] | rows[-1] if key not in (*named, "examples")))
     both = {
-        f"{key}_{when}": _number(found.get(key))
-        for key in keys
-        for when, found in (("before", rows[0]), ("after", rows[-1]))
+        f"{key}_{when}": found.get(key) for key in keys for when, found in (("before", rows[0]), ("after", rows[-1]))
     }
     return both | {"eval_examples": rows[-1]["examples"]}
-
-
-def _number(value: Any) -> Any:
-    """A value of metrics.jsonl, where a number that is not finite stands as text."""
-    return float(value) if isinstance(value, str) else value

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
 from zotune.adapters import for_others
 from zotune.aside import whole_folder
+from zotune.disk import written
 from zotune.errors import RunError
 from zotune.load import quiet
 
@@ -32,13 +32,7 @@ def save_folder(model: nn.Module, tokenizer: Any, to: str | os.PathLike[str], fo
     """
     to = Path(to).absolute()
     refuse_filled(to, force)
-    try:
-        with whole_folder(to) as aside, quiet():
-            for_others(model).save_pretrained(aside)  # type: ignore[operator]
-            tokenizer.save_pretrained(aside)
-    except (OSError, SafetensorError) as error:  # the second is how the library reports a full disk
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RunError(
-            f"{to} cannot be written: {reason}. Remedy: free space or permissions there, or name another folder."
-        ) from error
+    with written(to, "change its permissions, or name another folder"), whole_folder(to) as aside, quiet():
+        for_others(model).save_pretrained(aside)  # type: ignore[operator]
+        tokenizer.save_pretrained(aside)
     return to

@@ -33,10 +33,13 @@ from zotune.refusals import (
     check_banks,
     check_examples,
     check_folding,
+    check_matrices,
     check_module,
     check_offload,
     check_parallel,
     no_example,
+    no_inputs,
+    warn_alone,
 )
 from zotune.rule import Rule
 from zotune.schedule import scheduled
@@ -72,7 +75,7 @@ class ZerothOrder(torch.optim.Optimizer):
         blocks: "cycle", "random:SHARE" or "atoms": a step perturbs and updates these parts alone (`zotune.schedule`).
         fold_every: low-rank updates are summed for so many steps before they are written into the weights (a divisor of
             the direction's window). Then `model` alone is behind: `settled()` or `fold()` before anything reads it.
-        parallel: the processes that share the work of each step (`zotune.Parallel`).
+        parallel: the processes that share the work of each step (`zotune.Parallel`, `zotune.OwnBatches`).
         offload: streams the model's blocks to the device (`zotune.engines.offload`). Updates wait for their block:
             `weights()` before anything but a forward reads the model.
         method, arguments: what the journal's header says of the method; factories fill them in.
@@ -122,9 +125,9 @@ class ZerothOrder(torch.optim.Optimizer):
         device = parameters[0].device if offload is None else offload.device
         fast = kernels.fast_for(sum(parameter.numel() for parameter in parameters), device)
         self.perturber = Perturber(model, self.names, direction, fast, None if offload is None else offload.away)
+        check_matrices(method, direction, self.perturber.targets())
         self.perturber.sharding.refuse_unless(direction.in_parts and rule.in_parts, method)
-        check_parallel(self.perturber, parallel, method, estimator.per_example)
-        self.parallel = parallel
+        self.share(parallel)
         lanes = lanes if parallel is None else parallel.lanes(lanes)
         in_step = parallel is not None and parallel.in_step
         evaluator = Evaluator(self.perturber, lanes, max_lanes, coverage, in_step)
@@ -162,6 +165,13 @@ class ZerothOrder(torch.optim.Optimizer):
                 "groups in params=."
             )
         super().add_param_group(param_group)
+
+    def share(self, parallel: Sharing | None) -> None:
+        """Share the work of the steps to come with other processes; None: with none. Raises ConfigError where this
+        method or this model cannot be shared in that way.
+        """
+        check_parallel(self.perturber, parallel, self.method, self.estimator.per_example)
+        self.parallel = parallel
 
     def __getstate__(self) -> dict[str, Any]:
         """Raises UserError: copy and pickle would take the groups along, and neither the model nor the method."""
@@ -255,12 +265,15 @@ class ZerothOrder(torch.optim.Optimizer):
         """Show the direction the inputs of the layers on a batch, at the unperturbed weights: one forward.
 
         For directions that read them; `estimate` does it by itself, a replay must be given the step's first batch.
-        Returns the losses there, (examples,) float64 on the CPU.
+        Returns the losses there, (examples,) float64 on the CPU. Raises ConfigError where no matrix in scope shows any.
         """
         key = self._key()
-        with no_gradient(self.model), self.perturber.at(Point(key, 0.0)), within(1), self.perturber.watched(key):
-            losses = objective(self.model, batch)
+        with no_gradient(self.model), self.perturber.at(Point(key, 0.0)), within(1):
+            with self.perturber.watched(key) as inputs:
+                losses = objective(self.model, batch)
         self.evaluator.forwards += 1
+        if not inputs.shown:
+            raise no_inputs(self.method, self.names)
         self._looked = self.steps
         return losses.detach().reshape(-1).to("cpu", torch.float64)
 
@@ -302,7 +315,12 @@ class ZerothOrder(torch.optim.Optimizer):
         micro-batches all have weight 0 is left out; its mean is NaN.
         """
         if closure is not None:
+            rows = batch_rows(batch)
+            if rows and not self._losses and self.parallel is None:  # all that the step will have
+                self.estimator.check_examples(rows)
             self.estimate(closure, batch)
+        if not self.steps and self.parallel is None:
+            warn_alone(self.method)
         if self.parallel is not None:
             if self.parallel.owes_forward():
                 assert self._begun is not None

@@ -9,7 +9,7 @@ Several points can ride in one forward (lanes); when they may is decided in `eva
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
@@ -19,6 +19,7 @@ from zotune.direction import Direction, Factors, Target
 from zotune.distributed.sharded import Sharding, released
 from zotune.errors import CoverageError, UserError
 from zotune.estimate import Point
+from zotune.inputs import Inputs
 from zotune.lane_rules import RULES
 from zotune.lazy import Lanes, Perturbed
 from zotune.noise import Key
@@ -102,32 +103,17 @@ class Perturber:
         active = (direction or self.direction).active
         return frozenset(t.name for t in self.targets() if t.pending is not None or any(active(t, k) for k in keys))
 
-    @contextmanager
-    def watched(self, key: Key) -> Iterator[None]:
-        """Within the context the direction sees the inputs of every linear layer in scope, as the model runs.
+    def watched(self, key: Key) -> Inputs:
+        """Within the context the direction sees what each matrix in scope is multiplied with, as the model runs.
 
-        A weight that is used several times shows its first inputs.
+        A weight that is used several times shows its first inputs. `shown` of what it yields names those that did.
         """
-        hooks: list[Any] = []
-        shown: set[str] = set()
 
-        def show(name: str, inputs: Tensor) -> None:
-            if name not in shown:
-                shown.add(name)
-                self.direction.see(self.target(name), key, inputs.detach().reshape(-1, inputs.shape[-1]))
+        def show(name: str, inputs: Tensor, transposed: bool) -> None:
+            self.direction.see(self.target(name), key, inputs, transposed)
 
-        def hook_of(name: str) -> Callable[..., None]:
-            return lambda _module, args, kwargs: show(name, args[0] if args else kwargs["input"])
-
-        try:
-            for name, sites in self._sites.items():
-                for module, attribute in sites:
-                    if attribute == "weight" and isinstance(module, nn.Linear):
-                        hooks.append(module.register_forward_pre_hook(hook_of(name), with_kwargs=True))
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        held = {name: module._parameters[attribute] for name, [(module, attribute), *_] in self._sites.items()}
+        return Inputs({name: weight for name, weight in held.items() if weight is not None}, show)
 
     @contextmanager
     def at(

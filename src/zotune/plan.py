@@ -7,7 +7,6 @@ sees what that would allocate and compute, `calibrate.py` knows what this machin
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from zotune.engines.served import check_served
 from zotune.forecast import Forecast, dtype_of
 from zotune.journal import HashRecord, StepRecord
 from zotune.load import device_of, meta_model
+from zotune.logged import timing_of
 from zotune.machine import free_disk_bytes, free_memory_bytes
+from zotune.objective.generated import Generated
 from zotune.optimizer import ZerothOrder
 from zotune.presets import said
 from zotune.records import encode, encode_header
@@ -54,8 +55,9 @@ def plan(config: TrainConfig, watch: Watch, run: Path | None = None, processes: 
         watch.say("Planned for one process. --processes says how many share its steps or its weights.")
     if processes > 1:
         watch.say("Each of the processes is planned; the time does not count what they wait for each other and send.")
-    if config.generates:
-        watch.say(f"Every completion is planned with all of its {config.max_new_tokens} tokens; most may end before.")
+    if isinstance(session.objective, Generated):
+        most = session.objective.decoding.max_new_tokens
+        watch.say(f"Every completion is planned with all of its {most} tokens; most may end before.")
     forecast = Forecast(session, optimizer, machine, Work(processes, config.parallel or "data"))
     memory = forecast.memory(device)
     step, below, evaluation, first = forecast.seconds()
@@ -118,8 +120,7 @@ def _disk(session: Session, optimizer: ZerothOrder, offload: Sizes | None) -> di
 def _measured(run: Path) -> dict[str, Any]:
     """What a finished run wrote down: peak_memory_bytes, seconds, journal_bytes."""
     paths = RunPaths(run).check()
-    lines = paths.timing.read_text(encoding="utf-8").splitlines() if paths.timing.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = timing_of(paths.timing)
     return {
         "peak_memory_bytes": max((row.get("peak_memory_bytes", 0) for row in rows), default=None),
         "train_seconds": sum(row["seconds"] for row in rows) if rows else None,

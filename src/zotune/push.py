@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zotune.config import TrainConfig
+from zotune.data.hub import TRAIN, hub_rows
+from zotune.disk import written
 from zotune.errors import ConfigError, UserError
 from zotune.export import export, publish
 from zotune.history.copy import copy
 from zotune.history.steps import count_steps, hash_at
-from zotune.journal import read as read_journal
 from zotune.methods import METHODS
+from zotune.model_folder import refuse_filled
 from zotune.resolve import config_of
 from zotune.run import RunPaths
 from zotune.watch import Watch
@@ -47,9 +49,12 @@ def push(
     _check_name(repo)
     paths = RunPaths(run).check()
     config = config_of(paths, trust_remote_code)
+    if to is not None:
+        refuse_filled(to, force=False)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "repository"
-        found = _fill(paths, folder, config, repo, content, watch, trust_remote_code)
+        with written(folder, "set TMPDIR to a folder that can be written"):
+            found = _fill(paths, folder, config, repo, content, watch, trust_remote_code)
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         if to is not None:
             found["bytes"] = publish(to, lambda aside: _copied(folder, aside))
@@ -86,13 +91,15 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
     """The model card: what was trained on what, how well it did, and how to rebuild it."""
     from huggingface_hub import ModelCardData
 
-    header, records, _ = read_journal(paths.journal)
-    steps = count_steps(records)
+    header, records, _ = paths.recorded()
+    steps, unknown = count_steps(records), "not recorded"
     local = Path(config.model).is_dir()
+    on_hub = None if config.train is None else hub_rows(config.train, TRAIN)
     libraries = {"merge": "transformers", "adapter": "peft"}
     data = ModelCardData(
         base_model=None if local else config.model,
         library_name=libraries.get(content),
+        datasets=None if on_hub is None else [on_hub.name],
         tags=["zotune", "zeroth-order", config.method],
     )
     alone = METHODS[config.method].replayable
@@ -100,7 +107,7 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
     lines = [
         "---", data.to_yaml(), "---", "", f"# {repo.rpartition('/')[2]}", "",
         f"{base}, trained with forward passes only by [zotune](https://pypi.org/project/zotune): {steps} steps of "
-        f"`{config.method}`, lr {header['config'].get('lr') or 'of the method'}, scope `{config.scope}`, seed "
+        f"`{config.method}`, lr {header.get('config', {}).get('lr') or 'of the method'}, scope `{config.scope}`, seed "
         f"{config.seed}, {config.dtype}.", "",
         *_results(paths), "## Rebuild it", "",
         f"The folder `{FOLDER}/` is the run: its config, its metrics and its journal "
@@ -111,9 +118,9 @@ def card(paths: RunPaths, config: TrainConfig, repo: str, content: str) -> str:
         *([f"`model:` in `{FOLDER}/config.yaml` must name the folder of the base model.", ""] if local else []),
         *([] if alone else [f"They must lie where `{FOLDER}/config.yaml` says.", ""]),
         *(["`sensitive:` there must name the mask, which lies beside it.", ""] if config.sensitive else []),
-        f"- hash of the base weights: `{header['base_sha256']}`",
+        f"- hash of the base weights: `{header.get('base_sha256', unknown)}`",
         f"- hash of the trained weights: `{hash_at(records, steps) or 'not recorded: the run is not finished'}`",
-        f"- zotune {header['zotune']}, torch {header['torch']}",
+        f"- zotune {header.get('zotune', unknown)}, torch {header.get('torch', unknown)}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -123,27 +130,27 @@ def _results(paths: RunPaths) -> list[str]:
     rows = [row for row in paths.logged() if row.get("eval")]
     if not rows:
         return []
-    keys = [
-        key for key in rows[0]["eval"] if key not in ("examples", "low", "high") and rows[0]["eval"][key] is not None
-    ]
-    lines = [
-        f"| on {rows[-1]['eval']['examples']} held-out rows | before | after {rows[-1]['step']} steps |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {key} | {_said(rows[0]['eval'][key])} | {_said(rows[-1]['eval'].get(key))} |" for key in keys]
-    ends = [[_said(row["eval"].get(end)) for end in ("low", "high")] for row in (rows[0], rows[-1])]
+    before, after = rows[0]["eval"], rows[-1]["eval"]
+    names = [name for name in before | after if name not in ("examples", "low", "high")]
+    lines = [f"| on {after['examples']} held-out rows | before | after {rows[-1]['step']} steps |", "|---|---|---|"]
+    for name in names:
+        values = [found.get(name) for found in (before, after)]
+        if values != [None, None]:
+            lines.append(f"| {name} | {' | '.join(map(_said, values))} |")
+    ends = [[_said(found.get(end)) for end in ("low", "high")] for found in (before, after)]
     if "-" not in ends[0] + ends[1]:
         lines.append(f"| 95 % interval | {' to '.join(ends[0])} | {' to '.join(ends[1])} |")
     return [*lines, ""]
 
 
-def _said(value: Any) -> str:
-    """A number of metrics.jsonl, where one that is not finite stands as text; - for none."""
-    return "-" if value is None else f"{float(value):.4g}"
+def _said(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _copied(folder: Path, to: Path) -> None:
-    shutil.copytree(folder, to, dirs_exist_ok=True)
+    for path in sorted(folder.rglob("*")):
+        place = to / path.relative_to(folder)
+        place.mkdir() if path.is_dir() else shutil.copyfile(path, place)
 
 
 def _check_name(repo: str) -> None:

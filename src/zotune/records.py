@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from zotune.errors import JournalError
+from zotune.plain import parse_json
 
 MAGIC = b"ZOJ1\n"
 MAX_HEADER_BYTES = 64 * 2**20
@@ -210,9 +211,11 @@ def parse_header(path: Path, data: bytes) -> tuple[dict[str, Any], int]:
             "Remedy: restore the file from a copy."
         )
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
+        header = parse_json(text)
+    except ValueError:
         header = None
     if not isinstance(header, dict):
-        raise JournalError(f"{path} has a header that is not a JSON object. Remedy: restore the file from a copy.")
+        raise JournalError(
+            f"{path} has a header that is not a JSON object in UTF-8. Remedy: restore the file from a copy."
+        )
     return header, end + 4

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from zotune.direction import Direction
+from zotune.direction import Direction, Target
 from zotune.errors import ConfigError, UserError
 from zotune.noise import Key
 from zotune.perturb import Perturber
@@ -15,6 +17,8 @@ from zotune.rule import Rule
 
 if TYPE_CHECKING:
     from zotune.distributed.sharing import Sharing
+
+logger = logging.getLogger(__name__)
 
 
 def check_module(model: Any) -> None:
@@ -42,6 +46,24 @@ def no_example() -> UserError:
     return UserError("a micro-batch holds no example, so it has no loss. Remedy: leave out batches without rows.")
 
 
+def check_matrices(method: str, direction: Direction, targets: Sequence[Target]) -> None:
+    """Raises ConfigError for a method of matrices in a scope without one: under its name another would run."""
+    if direction.of_matrices and all(target.data.dim() < 2 for target in targets):
+        raise ConfigError(
+            f"{method} steps along matrices, and the scope holds only vectors. "
+            "Remedy: a scope with weight matrices, such as last:2, or mezo for vectors."
+        )
+
+
+def no_inputs(method: str, names: Sequence[str]) -> ConfigError:
+    """What a method is told that follows the layers' inputs, where no matrix of its scope is multiplied with any."""
+    listed = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+    return ConfigError(
+        f"{method} takes its directions from what matrices are multiplied with, and the forward multiplies none of its "
+        f"scope ({listed}). Remedy: a scope with linear layers, such as last:2, or mezo."
+    )
+
+
 def check_folding(fold_every: int, direction: Direction, groups: Sequence[Mapping[str, Any]]) -> None:
     """Raises ConfigError unless the low-rank basis outlives so many steps, and nothing else is written meanwhile."""
     if fold_every < 1 or direction.window() % fold_every:
@@ -57,19 +79,27 @@ def check_offload(method: str, direction: Direction, rule: Rule, parallel: Shari
     """Raises ConfigError unless updates can wait until the blocks that they change come to the device."""
     if parallel is not None:
         raise ConfigError(
-            "offload streams the blocks of one process. Remedy: leave --offload out, or start without torchrun."
+            "offload streams the blocks of one process, which shares its steps with none. Remedy: leave --offload out, "
+            "or start without torchrun and without a pool."
         )
     if not (direction.may_wait and rule.may_wait):
         raise ConfigError(
-            f"{method} learns from every step, so its updates cannot wait until their block comes to the device. "
-            "Remedy: leave --offload out, or take a method without a state, such as mezo, sparse_mezo or lozo."
+            f"an update of {method} needs more than its tensor and the step's key, so it cannot wait until a block "
+            "comes to the device. Remedy: leave --offload out, or take a method such as mezo, sparse_mezo or lozo."
         )
 
 
 def check_parallel(perturber: Perturber, parallel: Sharing | None, method: str, per_example: bool) -> None:
-    """Raises ConfigError for a sharded model whose processes would not all take part in every forward."""
+    """Raises ConfigError for a sharded model whose processes would not all take part in every forward, and for a method
+    that needs more than losses of batches that the others have not seen.
+    """
     if parallel is None:
         return
+    if parallel.own and (per_example or perturber.direction.reads_inputs):
+        raise ConfigError(
+            f"{method} draws its directions from the examples, and each process has its own. Remedy: another method, "
+            "or zotune.Parallel, whose processes are given all of them."
+        )
     if perturber.sharding and "shard" not in parallel.mode:
         raise ConfigError(
             f"the model is sharded, so every process takes part in every forward, and parallel is {parallel.mode!r}. "
@@ -80,6 +110,21 @@ def check_parallel(perturber: Perturber, parallel: Sharing | None, method: str, 
             f"{method} may run its examples one by one, so that processes with other micro-batches would lose step in "
             "a sharded model. Remedy: parallel 'shard'."
         )
+
+
+def warn_alone(method: str) -> None:
+    """Say, of an optimizer that shares with none, that other processes are there: each trains weights of its own."""
+    library: Any = sys.modules.get("torch.distributed")
+    if library is None or not library.is_available() or not library.is_initialized():
+        return
+    count = library.get_world_size()
+    if count > 1:
+        logger.warning(
+            "%d processes have joined, and this %s shares its steps with none of them: each trains weights of its own. "
+            "Remedy: parallel=zotune.Parallel() where all are given the same rows, zotune.OwnBatches() where each has "
+            "its own.",
+            count, method,
+        )  # fmt: skip
 
 
 def check_banks(

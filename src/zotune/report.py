@@ -16,8 +16,8 @@ from typing import Any
 
 from zotune.chart import COLOURS, Plot, bounds
 from zotune.curves import columns, grouped, histogram, smooth
+from zotune.disk import refusal
 from zotune.durable import write_file
-from zotune.errors import RunError
 from zotune.report_data import RunData, Score, collect, score_of
 from zotune.report_style import STYLE
 from zotune.watch import duration, size
@@ -30,7 +30,7 @@ def write_report(runs: Sequence[str | Path], output: Path) -> dict[str, Any]:
     try:
         write_file(output, text)
     except OSError as error:
-        raise RunError(f"{output} cannot be written: {error.strerror}. Remedy: choose another --output.") from error
+        raise refusal(str(output), error, "choose another --output") from error
     return {"output": str(output), "bytes": len(text), "runs": [run.name for run in data]}
 
 
@@ -97,8 +97,8 @@ def _cards(runs: Sequence[RunData]) -> str:
 
 
 def _loss_plot(runs: Sequence[RunData]) -> str:
-    curves = [grouped([(row["step"], _number(row["loss"])) for row in run.steps]) for run in runs]
-    points = [[(row["step"], _number(row["loss"])) for row in run.evals] for run in runs]
+    curves = [grouped([(row["step"], row["loss"]) for row in run.steps]) for run in runs]
+    points = [[(row["step"], row["loss"]) for row in run.evals] for run in runs]
     values = [y for curve in (*curves, *points) for _, y in curve]
     scored = any(run.config.get(name) for run in runs for name in ("reward", "metric", "objective"))
     unit = "loss (minus the score)" if scored else "loss in nats"
@@ -140,7 +140,7 @@ def _score_figure(name: str, runs: Sequence[RunData]) -> str:
 
 
 def _gradient_plot(runs: Sequence[RunData]) -> str:
-    drawn = [[_number(row["projected_gradient"]) for row in run.steps] for run in runs]
+    drawn = [[row["projected_gradient"] for row in run.steps] for run in runs]
     finite = [value for values in drawn for value in values if math.isfinite(value)]
     if not finite:
         return ""
@@ -182,7 +182,7 @@ def _eval_table(runs: Sequence[RunData]) -> str:
             _swatch(index) + escape(run.name),
             f"{row['step']:,}",
             *(cells(score_of(row)) if names else ()),
-            f"{_number(row['loss']):.4f}",
+            f"{row['loss']:.4f}",
             f"{row['examples']:,}",
         )
         for index, run in enumerate(runs)
@@ -282,13 +282,8 @@ def _swatch(index: int) -> str:
     return f'<i class="swatch s{index % COLOURS}"></i>'
 
 
-def _number(value: Any) -> float:
-    """A number of metrics.jsonl, where NaN and infinities stand as text."""
-    return float(value)
-
-
 def _tail(run: RunData) -> float:
-    return median(_number(row["loss"]) for row in run.steps[-20:])
+    return float(median(row["loss"] for row in run.steps[-20:]))
 
 
 def _most_steps(runs: Sequence[RunData]) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +9,8 @@ from pathlib import Path
 from typing import Any, final
 
 from zotune.errors import RunError
-from zotune.journal import StepRecord, read
+from zotune.journal import StepRecord
+from zotune.logged import timing_of
 from zotune.resolve import read_file
 from zotune.run import RunPaths
 from zotune.watch import NUMBERS, SHARES
@@ -73,14 +72,14 @@ def score_of(row: dict[str, Any]) -> Score | None:
 def collect(run: str | Path) -> RunData:
     """Read one run folder. Raises RunError for a folder without a run, or with a run that has no step."""
     paths = RunPaths(run).check()
-    header, records, _ = read(paths.journal)
+    header, records, _ = paths.recorded()
     taken = [record for record in records if isinstance(record, StepRecord)]
-    rows = _rows(paths.metrics)
-    steps = [row for row in rows if "loss" in row]
+    rows = paths.logged()
+    steps = [row for row in rows if "loss" in row and "projected_gradient" in row]
     if not taken or not steps:
         raise RunError(f"{paths.folder} has no step to report. Remedy: `zotune resume {paths.folder}` first.")
     config = read_file(paths.config)[0]
-    timing = _rows(paths.timing)
+    timing = timing_of(paths.timing)
     peaks = [row["peak_memory_bytes"] for row in timing if row.get("peak_memory_bytes")]
     hashes = [record for record in records if not isinstance(record, StepRecord)]
     return RunData(
@@ -99,16 +98,6 @@ def collect(run: str | Path) -> RunData:
     )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON objects. What a kill left of one is left out, also before other lines."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    found = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return [row for row in found if isinstance(row, dict)]
-
-
 def _whole(timing: Sequence[dict[str, Any]], steps: int) -> bool:
     return bool(timing) and timing[-1].get("steps") == steps
 
@@ -118,7 +107,8 @@ def _signal(taken: Sequence[StepRecord], header: dict[str, Any]) -> list[tuple[i
     spacing = max((_SPACING.get(dtype, 2.0**-52) for dtype in dtypes), default=2.0**-23)
     found = []
     for record in taken:
-        scale = spacing * max(map(abs, record.losses))
-        if scale > 0:
-            found.append((record.step + 1, (max(record.losses) - min(record.losses)) / scale))
+        scale = spacing * max(map(abs, record.losses), default=0.0)
+        spread = max(record.losses, default=0.0) - min(record.losses, default=0.0)
+        if scale > 0 and math.isfinite(spread / scale):
+            found.append((record.step + 1, spread / scale))
     return found

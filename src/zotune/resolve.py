@@ -6,11 +6,11 @@ torch is imported only to ask the method table which arguments a method takes.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zotune.arguments import nearest as in_letters
 from zotune.config import NEVER_FROM_FILE, OPTIONS, TrainConfig
 from zotune.errors import ConfigError, DataError
 from zotune.option import flag
@@ -42,10 +42,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known, name = set(known), name.lstrip("-").replace("-", "_").lower()
     if name in _EPOCHS and "steps" in known:
         return " Training is counted in 'steps': an epoch is as many as there are rows, divided by batch_size."
-    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     if ALIASES.get(name) in known:
-        found = [ALIASES[name]]
-    return f" The nearest is {found[0]!r}." if found else ""
+        return f" The nearest is {ALIASES[name]!r}."
+    return in_letters(name, known)
 
 
 def method_arguments(method: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from zotune.config import TrainConfig
+from zotune.data.hub import EVAL, TRAIN, hub_rows, placed
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.journal import StepRecord
-from zotune.journal import read as read_journal
 from zotune.load import load_to_replay, load_tokenizer
 from zotune.model_folder import refuse_filled, save_folder
 from zotune.nonfinite import mean_loss, replay_step
@@ -94,14 +95,16 @@ def _with_files(config: TrainConfig, paths: RunPaths) -> TrainConfig:
     own, asked = config_of(paths).absolute(), config.absolute()
     kept = [name for name in FILES if getattr(asked, name) == getattr(own, name)]
     check_files(own, [name for name in kept if name != "train"])
-    if "train" not in kept or own.train is None or own.train.exists() or config.eval is None:
+    if "train" not in kept or own.train is None or config.eval is None:
+        return config
+    if own.train.exists() or hub_rows(own.train, TRAIN) is not None:
         return config
     if config.label_words and config.labels is None:
         raise DataError(
             f"{own.train} does not exist any more, and its rows tell the order of the labels. Remedy: correct `train:` "
             f"in {paths.config}, or give --labels, in the order of the words."
         )
-    return dataclasses.replace(config, train=config.eval)
+    return dataclasses.replace(config, train=placed(config.eval, EVAL))
 
 
 def replay_onto(
@@ -117,7 +120,7 @@ def replay_onto(
 
     config tells what code was allowed to run (none without it); functions: what the run names, if that was imported.
     """
-    header, records, torn = read_journal(paths.journal)
+    header, records, torn = paths.recorded()
     if torn:
         watch.say(f"{paths.journal} ends in {torn} bytes of an unfinished record; they are left out.")
     optimizer, fold = replayer(paths, header, model, watch, offload, config, functions)
@@ -169,14 +172,14 @@ def log_rows(run: str | Path) -> Sequence[dict[str, Any]]:
     The last one is what the run's metrics say: how losses become coefficients is the method's own.
     """
     paths = RunPaths(run).check()
-    records, rows = read_journal(paths.journal)[1], []
+    records, rows = paths.recorded()[1], []
     slopes = {row["step"] - 1: row["projected_gradient"] for row in paths.logged() if "projected_gradient" in row}
     for record in records:
         if isinstance(record, StepRecord):
             lr = record.lrs[0] if record.lrs else None
             row: dict[str, Any] = {"step": record.step, "lr": lr, "losses": list(record.losses)}
             row["loss"] = mean_loss(record.losses)
-            if isinstance(slopes.get(record.step), float):  # a step that was left out has none
+            if math.isfinite(slopes.get(record.step, math.nan)):  # a step that was left out has none
                 row["projected_gradient"] = slopes[record.step]
             rows.append(row)
     return rows

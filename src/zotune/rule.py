@@ -55,7 +55,9 @@ class Rule(ABC):
     """Whether `update` can be asked after later steps were evaluated: it depends on its arguments alone."""
 
     in_parts = False
-    """Whether it keeps nothing of a tensor's elements, and asks for a block's alone: so for sharded models."""
+    """Whether it keeps nothing of a tensor's elements, and asks for a block's alone: so for sharded models, and for
+    small tensors that are moved as one.
+    """
 
     def begin(self, probes: Sequence[Probe]) -> None:  # noqa: B027 - most rules have no memory
         """Called once per step, before the first tensor: the place to advance what is shared by all tensors."""

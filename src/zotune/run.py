@@ -12,8 +12,6 @@ undone/         what `zotune undo` took away, each a run folder (history/undo.py
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -22,10 +20,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from zotune import snapshot
-from zotune.durable import json_line, sync_folder, write_all, write_file
-from zotune.errors import JournalError, RunError
+from zotune.disk import refusal
+from zotune.durable import json_line, sync_folder, tidy, write_all, write_file
+from zotune.errors import JournalError, RunError, UserError
+from zotune.header import check_parts
+from zotune.journal import Record
 from zotune.journal import read as read_journal
 from zotune.lock import FolderLock
+from zotune.logged import metrics_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,20 +49,26 @@ class RunPaths:
 
     def holds_run(self) -> bool:
         """Whether a run has begun here. What is left of one stopped before its first step does not count."""
-        return (
-            _has_records(self.journal)
-            or self.snapshots.exists()
-            or any(row["step"] > 0 for row, _ in _metrics_lines(self.metrics))
-        )
+        return _has_records(self.journal) or self.snapshots.exists() or any(row["step"] > 0 for row in self.logged())
 
     def logged(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, parsed. Unfinished or damaged ones are left out."""
-        return [row for row, _ in _metrics_lines(self.metrics)]
+        """The lines of metrics.jsonl, parsed. Unfinished or damaged ones are left out (logged.py)."""
+        return [row for row, _ in metrics_of(self.metrics)]
+
+    def recorded(self) -> tuple[dict[str, Any], list[Record], int]:
+        """The journal: header, records, bytes of a torn tail. Raises JournalError; so does an odd header."""
+        found = read_journal(self.journal)
+        check_parts(found[0])
+        return found
 
     def check(self) -> RunPaths:
         """Itself, if this is a run's folder. Raises RunError otherwise."""
         if not self.folder.is_dir():
             raise RunError(f"{self.folder} is not a folder. Remedy: name a run folder that `zotune train` made.")
+        if not self.journal.exists() and (self.folder / "config.json").exists():
+            raise RunError(
+                f"{self.folder} is a model, not a run. Remedy: --model {self.folder}, where a model is taken."
+            )
         if not self.journal.exists():
             raise RunError(
                 f"{self.folder} holds no run: it has no {self.journal.name}. Remedy: name a folder that "
@@ -126,7 +134,10 @@ class RunFolder:
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
         """Take the lock of an existing run, to continue it. Raises RunError when it is missing or in use."""
         paths = RunPaths(path).check()
-        return cls(paths, FolderLock.acquire(paths.folder))
+        lock = FolderLock.acquire(paths.folder)
+        for each in (paths.config, paths.journal, paths.start, paths.metrics):
+            tidy(each)
+        return cls(paths, lock)
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl. `row` has "step" (int) and no wall-clock values."""
@@ -148,7 +159,7 @@ class RunFolder:
         Call it when a run resumes: what comes behind is written again, so the file ends equal to an undisturbed run's.
         """
         path = self.paths.metrics
-        text = b"".join(line for _, line in _metrics_lines(path)[:lines])
+        text = b"".join(line for _, line in metrics_of(path)[:lines])
         if path.exists() and path.read_bytes() != text:
             try:
                 write_file(path, text)
@@ -217,28 +228,5 @@ def _append_line(path: Path, row: Mapping[str, Any]) -> None:
         raise _write_error(path, error) from error
 
 
-def rows_of(metrics: bytes) -> list[dict[str, Any]]:
-    """The whole lines of the content of a metrics file, parsed."""
-    return [row for row, _ in _lines_of(metrics)]
-
-
-def _metrics_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
-    """The whole lines of a metrics file with their bytes; unfinished or damaged ones are left out."""
-    return _lines_of(path.read_bytes()) if path.is_file() else []
-
-
-def _lines_of(metrics: bytes) -> list[tuple[dict[str, Any], bytes]]:
-    found = []
-    for line in metrics.splitlines(keepends=True):
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
-                found.append((row, line))
-    return found
-
-
-def _write_error(path: Path, error: OSError) -> RunError:
-    return RunError(
-        f"{path} cannot be written: {error.strerror}. Remedy: free space or permissions there, or choose "
-        "another --output-dir."
-    )
+def _write_error(path: Path, error: OSError) -> UserError:
+    return refusal(str(path), error, "change its permissions, or choose another --output-dir")

@@ -37,6 +37,7 @@ class Scheduled(Direction):
         self.count = 1 + max(parts.values())
         self.share = _share(choice)
         self.reads_inputs, self.may_wait, self.in_parts = inner.reads_inputs, inner.may_wait, inner.in_parts
+        self.of_matrices = inner.of_matrices
         self._chosen: dict[tuple[int, int], frozenset[int]] = {}
 
     def chosen(self, key: Key) -> frozenset[int]:
@@ -93,8 +94,8 @@ class Scheduled(Direction):
     def prepare(self, targets: Sequence[Target]) -> None:
         self.inner.prepare(targets)
 
-    def see(self, target: Target, key: Key, inputs: Tensor) -> None:
-        self.inner.see(target, key, inputs)
+    def see(self, target: Target, key: Key, inputs: Tensor, transposed: bool = False) -> None:
+        self.inner.see(target, key, inputs, transposed)
 
     def observe(self, targets: Sequence[Target], probes: Sequence[Probe]) -> None:
         # What rested has shown nothing to learn from.

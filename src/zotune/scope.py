@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from zotune.errors import ConfigError
 from zotune.head import head_parameters
+from zotune.matching import BadPattern, found_in
 from zotune.quantised.layers import packed_layers
 
 _NORM = re.compile(r"norm", re.IGNORECASE)
+_NUMBER = re.compile("[0-9]{1,9}")
 # Parts that say where a parameter lies, and mean every weight there.
 _PLACES = ("full", "last", "block")
 
@@ -68,16 +70,17 @@ def _preset(model: nn.Module, named: dict[str, nn.Parameter], part: str) -> set[
         return {name for name in named if name.rpartition(".")[2] == "quant_scale"}
     if part == "head":
         return head_parameters(model) & set(named)
-    if kind == "last" and argument.isdigit() and int(argument) > 0:
+    if kind == "last" and _NUMBER.fullmatch(argument) and int(argument) > 0:
         return _last(model, named, int(argument))
-    if kind == "block" and argument.isdigit():
+    if kind == "block" and _NUMBER.fullmatch(argument):
         return _block(model, named, int(argument))
     if kind == "regex" and argument:
         try:
-            return {name for name in named if re.search(argument, name)}
-        except re.error as error:
+            return {name for name, found in zip(named, found_in(argument, list(named)), strict=True) if found}
+        except BadPattern as error:
             raise ConfigError(
-                f"scope {part!r} is not a regular expression: {error}. Remedy: correct the pattern."
+                f"scope {part[:200]!r} is not a regular expression that can be used: {error}. "
+                "Remedy: correct the pattern."
             ) from None
     if part == "dominant":
         raise ConfigError(

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune.config import TrainConfig
+from zotune.disk import refusal
 from zotune.durable import sync_file
 from zotune.errors import ConfigError, RunError
 from zotune.quantised.layers import Around, codes_of, is_packed
@@ -178,8 +179,8 @@ def find(config: TrainConfig, share: float, to: Path, watch: Watch) -> dict[str,
         sync_file(aside)
         aside.rename(to)
     except (OSError, SafetensorError) as error:  # the second is how the library reports a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{to} cannot be written: {reason}. Remedy: choose another --to.") from error
+        aside.unlink(missing_ok=True)
+        raise refusal(str(to), error, "choose another --to") from error
     weights = sum(len(index) for index in kept.values())
     return {
         "to": str(to),

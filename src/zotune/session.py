@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, final, get_type_hints
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import nn
 
 import zotune
+from zotune.arguments import check
 from zotune.config import FIXED, TrainConfig
 from zotune.data.batching import make_units, units_of_step
 from zotune.data.source import Part, load_source
 from zotune.dominant import dominant_layer
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.evaluate import Evaluation, evaluate
+from zotune.header import beyond
 from zotune.load import device_of, load_model, load_tokenizer, offloaded
 from zotune.methods import METHODS, accepts
 from zotune.nonfinite import replay_step, skipped
@@ -153,6 +155,7 @@ class Session:
         """The optimizer and the fixed batches. No weight is read."""
         self._divide()
         self.optimizer = self._optimizer()
+        self.optimizer.estimator.check_examples(self.config.batch_size)
         self._lr = _schedule(self.optimizer, self.config)
         if self.optimizer.parallel is not None:
             ends = (0, max(0, self.config.steps - 1))
@@ -281,17 +284,13 @@ class Session:
 
 def _check_arguments(method: str, arguments: dict[str, Any]) -> None:
     """The method's own arguments against its factory's. Raises ConfigError naming the first that is none or wrong."""
-    from pydantic import TypeAdapter, ValidationError
-
-    known, accepted = get_type_hints(METHODS[method].build), method_arguments(method)
+    accepted = method_arguments(method)
     for name, value in arguments.items():
         if name not in accepted:
             raise unknown_option(name, method, accepted)
-        try:
-            TypeAdapter(known.get(name, Any)).validate_python(value, strict=True)
-        except ValidationError as error:
-            said = error.errors()[0]["msg"].lower()
-            raise ConfigError(f"{name} is {value!r}: {said}. Remedy: correct it.") from None
+        if most := beyond(name, value):
+            raise ConfigError(f"{name} is {value!r}, beyond {most:g}. Remedy: a smaller one.")
+    check(METHODS[method].build, arguments)
 
 
 def _encode(objective: Objective, part: Part) -> list[Example]:
@@ -336,7 +335,7 @@ def check_same(recorded: dict[str, Any], now: dict[str, Any], paths: RunPaths) -
         "eval_sha256": "the held-out rows have changed",
         "scope_sha256": "the initial weights in scope have changed",
     }
-    for key in ("method", "arguments", "seed", "parameters", "groups", *said):
+    for key in ("method", "arguments", "seed", "fold_every", "blocks", "halve_eps", "parameters", "groups", *said):
         if key in recorded and recorded[key] != now.get(key):
             what = said.get(key, f"{key}: {now.get(key)!r} for {recorded[key]!r}")
             hashes = f" ({str(now.get(key))[:16]}, it was {str(recorded[key])[:16]})" if key.endswith("_sha256") else ""

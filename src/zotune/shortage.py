@@ -11,7 +11,7 @@ import torch
 
 from zotune.errors import OutOfMemory
 from zotune.forecast import foreseen, said
-from zotune.machine import free_memory_bytes, is_shortage, peak_memory_bytes
+from zotune.machine import free_memory_bytes, is_shortage, peak_memory_bytes, shortage_said
 from zotune.session import Session
 from zotune.watch import memory_bytes, size
 
@@ -32,10 +32,8 @@ def explained(session: Session) -> Iterator[None]:
 
 def explain(session: Session, error: BaseException) -> str:
     """The message: torch's own first sentence, foreseen against actual, and the change that helps most."""
-    first = (str(error).strip() or "out of memory").splitlines()[0].rstrip(".")
-    first = first.rpartition("] err == 0. ")[2]  # torch's own line number
     terms, taken, free = foreseen(session), peak_memory_bytes(session.device), free_memory_bytes(session.device)
-    parts = [f"{first}."]
+    parts = [f"{shortage_said(error)}."]
     if terms is not None:
         parts.append(f"Foreseen: {said(terms)}; taken: {size(taken)}{'' if free is None else f', free: {size(free)}'}.")
     parts.append("No recorded step is lost.")

@@ -1,7 +1,8 @@
 """Snapshots of tensors: they only bound the time of a replay, so losing one loses nothing.
 
 A snapshot is a folder `step-N` with `tensors.safetensors`, `meta.json` and, last, the marker `COMPLETE`
-with the sizes of the other two. A folder without the marker is no snapshot. torch is imported on use.
+with the sizes of the other two. A folder without the marker is no snapshot; neither is one of which a part is no plain
+file. torch is imported on use.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zotune.disk import why
 from zotune.durable import json_line, sync_file, sync_folder, write_file
 from zotune.errors import RunError
+from zotune.plain import parse_json, read_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TENSORS, META, MARKER = "tensors.safetensors", "meta.json", "COMPLETE"
 KEEP = 2
+_NAME = re.compile(r"step-[0-9]{10}")
+_MOST = 2**16  # bytes of meta.json and the marker
 
 _log = logging.getLogger(__name__)
 
@@ -42,15 +48,16 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
         write_file(aside / META, json_line(dict(meta)).encode())
         sizes = {name: (aside / name).stat().st_size for name in (TENSORS, META)}
         sync_folder(aside)
-        if final.exists():  # an unfinished one, or the same step again
-            _discard(final)
+        if os.path.lexists(final):  # an unfinished one, or the same step again
+            discard(final)
         os.rename(aside, final)
         sync_folder(folder)
         write_file(final / MARKER, json.dumps(sizes).encode())
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        reason = (why(error) or (error,))[0]
         raise RunError(
-            f"the snapshot of step {step} cannot be written to {folder}: {error.strerror or error}. Remedy: "
+            f"the snapshot of step {step} cannot be written to {folder}: {reason}. Remedy: "
             f"free space there, then `zotune resume {folder.parent}`; the journal keeps every step."
         ) from error
     _prune(folder, step)
@@ -71,8 +78,10 @@ def latest(folder: Path, max_step: int) -> tuple[int, dict[str, Tensor], dict[st
         problem = _incomplete(path)
         if problem is None:
             try:
-                meta = json.loads((path / META).read_bytes())
-                return step, load_file(path / TENSORS), meta
+                meta = parse_json(read_plain(path / META, _MOST))
+                if isinstance(meta, dict):
+                    return step, load_file(path / TENSORS), meta
+                problem = f"its {META} is no JSON object"
             except (OSError, ValueError, SafetensorError) as error:
                 problem = str(error)
         _log.warning("%s is skipped: %s", path, problem)
@@ -102,14 +111,14 @@ def _steps(folder: Path) -> dict[int, Path]:
     """The snapshot folders below `folder` by step, complete or not."""
     if not folder.is_dir():
         return {}
-    found = (path for path in folder.glob("step-*") if path.name[5:].isdecimal() and not path.is_symlink())
-    return {int(path.name[5:]): path for path in found}
+    found = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    return {int(path.name[5:]): path for path in found if path.is_dir() and not path.is_symlink()}
 
 
 def _incomplete(path: Path) -> str | None:
     """Why a snapshot cannot be used; None for a complete one."""
     try:
-        sizes = json.loads((path / MARKER).read_bytes())
+        sizes = parse_json(read_plain(path / MARKER, _MOST))
         for name in (TENSORS, META):
             found = (path / name).lstat()
             if not stat.S_ISREG(found.st_mode):
@@ -123,9 +132,13 @@ def _incomplete(path: Path) -> str | None:
     return None
 
 
-def _discard(path: Path) -> None:
-    """Delete a snapshot, its marker first: one that is half deleted must not look whole."""
-    (path / MARKER).unlink(missing_ok=True)
+def discard(path: Path) -> None:
+    """Delete a snapshot, its marker first: one that is half deleted must not look whole. Of a link only the link."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    if path.name != MARKER:
+        discard(path / MARKER)
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -136,6 +149,6 @@ def _prune(folder: Path, newest: int) -> None:
     kept = set(complete[:KEEP])
     for step, path in steps.items():
         if step not in kept:
-            _discard(path)
+            discard(path)
     for path in folder.glob(".step-*.tmp"):  # left by a killed writer; there is only one writer
         shutil.rmtree(path, ignore_errors=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zotune.config import NEVER_FROM_FILE, TrainConfig
+from zotune.disk import refusal
+from zotune.durable import write_file
 from zotune.errors import ConfigError
 from zotune.option import hints
 from zotune.presets import with_preset
@@ -50,8 +52,8 @@ def write_starter(path: Path, values: Mapping[str, Any], force: bool = False) ->
     if path.exists() and not force:
         raise ConfigError(f"{path} is there already. Remedy: another name, or --force to replace it.")
     try:
-        path.write_text(starter(values, path.name), encoding="utf-8")
+        write_file(path, starter(values, path.name).encode())
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}. Remedy: choose another file.") from error
+        raise refusal(str(path), error, "choose another file", ConfigError) from error
     missing = [name for name in ("model", "train") if name not in values and (name != "train" or "task" not in values)]
     return {"config": str(path), "to_fill_in": missing}

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from zotune import kernels
 from zotune.direction import Target
-from zotune.errors import ConfigError
 from zotune.noise import Key, Purpose
 
 
@@ -23,15 +22,6 @@ def orthonormal(gaussian: Tensor) -> Tensor:
     q, r = torch.linalg.qr(gaussian.to("cpu", torch.float64))
     found: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
     return found
-
-
-def require_matrices(targets: Sequence[Target], method: str) -> None:
-    """Raises ConfigError where nothing has two dimensions: the lr of such a method would move nothing."""
-    if all(target.data.dim() < 2 for target in targets):
-        raise ConfigError(
-            f"{method} steps along matrices, and the scope holds only vectors. "
-            "Remedy: a scope with weight matrices, such as last:2, or mezo for vectors."
-        )
 
 
 @final

@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, UserError
+from zotune.machine import offline
 from zotune.resolve import config_of
 from zotune.run import RunPaths
 from zotune.watch import Watch
 
+# Trackers that connect to a service of their makers.
+_SERVICES = ("clearml", "comet_ml", "swanlab", "wandb")
 FOLDER = "track"  # in the run folder, for trackers that write files
 
 
@@ -86,9 +90,25 @@ def tracked(config: TrainConfig, watch: Watch, leads: bool = True) -> Iterator[W
             both.finish()
 
 
-def tracked_run(paths: RunPaths, watch: Watch, leads: bool = True) -> AbstractContextManager[Watch]:
-    """`tracked` with the config of a run."""
-    return tracked(config_of(paths), watch, leads) if leads else nullcontext(watch)
+def tracked_run(
+    paths: RunPaths, watch: Watch, names: Sequence[str] | None, leads: bool = True
+) -> AbstractContextManager[Watch]:
+    """`tracked` for a run that goes on, with the trackers that the user names now.
+
+    Those of its config are not started: the folder may come from somebody else, and some trackers send what they are
+    told to a service, under the user's own account.
+    """
+    if not leads:
+        return nullcontext(watch)
+    config = config_of(paths)
+    if names is None:
+        if config.track:
+            watch.say(
+                f"The run's config names trackers ({', '.join(config.track)}); a run that goes on tells none unasked. "
+                f"--track {','.join(config.track)} does."
+            )
+        return nullcontext(watch)
+    return tracked(replace(config, track=list(names)), watch)
 
 
 @contextmanager
@@ -122,6 +142,12 @@ def _open(name: str, config: TrainConfig, folder: Path) -> Any:
         raise UserError("track needs accelerate. Remedy: pip install 'zotune[track]'.") from None
     if name not in LOGGER_TYPE_TO_CLASS:
         raise ConfigError(f"track: no tracker {name!r}. Remedy: one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+    local = name == "wandb" and os.environ.get("WANDB_MODE") in ("offline", "disabled")
+    if name in _SERVICES and offline() and not local:
+        raise ConfigError(
+            f"track: {name} connects to a service, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set. "
+            "Remedy: another tracker, such as tensorboard, or unset them."
+        )
     if name not in _names(get_available_trackers()):
         raise UserError(f"track: {name} is not installed. Remedy: pip install {name}.")
     kind: Any = LOGGER_TYPE_TO_CLASS[name]

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from zotune.adapters import added_by
 from zotune.advice import Advisor
-from zotune.catch_up import CARRIED, catch_up
+from zotune.catch_up import catch_up, snapshot_of
 from zotune.config import PLACES, TrainConfig
 from zotune.distributed.sharded import gathered
 from zotune.engines.served import server_of
 from zotune.engines.server import Server
 from zotune.errors import ConfigError, RunError
+from zotune.header import check_parts
 from zotune.heading import say_header, say_versions
 from zotune.journal import HashRecord, Journal, StepRecord
 from zotune.machine import peak_memory_bytes
@@ -192,6 +193,7 @@ def _continue(
     pool: Pool | None = None,
     server: Server | None = None,
 ) -> dict[str, Any]:
+    check_parts(journal.header)
     with server_of(config, server, alone=group is None and pool is None) as server:
         session = Session(config, functions=functions, group=group, pool=pool, server=server)
         with explained(session):
@@ -312,7 +314,6 @@ def _mark(session: Session, folder: Folder, journal: Log | Recorder, hashed: set
         sha256 = _hashed(session)  # folds: a snapshot holds whole weights
         leads = session.group is None or session.group.rank == 0
         tensors = gathered(session.optimizer.weights(), leads)
-        carried = {CARRIED + name: tensor for name, tensor in session.optimizer.carried().items()}
-        folder.save_snapshot(step, tensors | carried, {"weights_sha256": sha256})
+        folder.save_snapshot(step, *snapshot_of(session, tensors, sha256))
         journal.append(HashRecord(step, sha256))
         hashed.add(step)

@@ -21,6 +21,7 @@ import torch
 
 from zotune.config import TrainConfig
 from zotune.data.batching import units_of_step
+from zotune.disk import refusal
 from zotune.durable import write_file
 from zotune.errors import ConfigError, UserError
 from zotune.estimate import Point
@@ -168,7 +169,7 @@ def write_values(path: Path, values: dict[str, float]) -> None:
     try:
         write_file(path, text.encode())
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}. Remedy: check its permissions.") from error
+        raise refusal(str(path), error, "check its permissions", ConfigError) from error
     read_file(path)
 
 

@@ -70,7 +70,7 @@ class Updates:
 
     def _move_jointly(self, moves: Sequence[Move], key: Key, probes: list[Probe]) -> list[Move]:
         """Move the small tensors that can be moved as one; returns the others."""
-        if self._offload is not None or not (self._rule.may_wait and self._rule.in_parts):
+        if self._offload is not None or not self._rule.in_parts:
             return list(moves)
         groups: dict[Any, list[Move]] = {}
         for move in moves:

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zotune.disk import refusal
 from zotune.durable import write_file
 from zotune.errors import ConfigError, RunError, UserError
 from zotune.machine import is_shortage
+from zotune.meter import Meter
 from zotune.objective.model_kind import model_kind, most_positions
 from zotune.scope import input_embeddings
 
@@ -31,19 +33,20 @@ _VALUES = "embedding"
 def add_prefix(model: nn.Module, tokens: int = 5, seed: int = 0, values: Tensor | None = None) -> nn.Module:
     """`model` with `tokens` trainable keys and values before those of the text, in every layer; all else is frozen.
 
-    They begin as the activations of `tokens` random tokens, or as `values` (tokens, layers * 2 * heads * head size).
-    Raises ConfigError for a model that is not causal, takes no keys and values from before, or has too few positions.
+    They begin as the activations of `tokens` random tokens, or as `values` (tokens, layers * 2 * heads * head size). Of
+    a masked model those of a text of these tokens alone: the text reads them, they do not read the text.
+    Raises ConfigError for an encoder-decoder model, one that takes no keys and values from before, too few positions.
     """
     kind = model_kind(model)
-    if kind != "causal":
-        why = {
-            "masked": "a masked language model of transformers takes no keys and values from before",
-            "seq2seq": "PEFT's prefix of an encoder-decoder model is shared by pairs of layers",
-        }[kind]
-        raise ConfigError(f"prefix cannot be added: {why}. Remedy: --scope prompt or lora.")
+    if kind == "seq2seq":
+        raise ConfigError(
+            "prefix cannot be added: PEFT's prefix of an encoder-decoder model is shared by pairs of layers. "
+            "Remedy: --scope prompt or lora."
+        )
     _leave_room(model, tokens)
-    if values is None and not _is_meta(model):
-        values = activations(model, random_tokens(model, tokens, seed))
+    if values is None and (kind == "masked" or not _is_meta(model)):  # many masked models have none: a plan says so too
+        with Meter() if _is_meta(model) else nullcontext():
+            values = activations(model, random_tokens(model, tokens, seed))
     return _add(model, "PrefixTuningConfig", tokens, lambda _: values, task_type=_TASKS[kind], prefix_projection=False)
 
 
@@ -93,6 +96,8 @@ def activations(model: nn.Module, ids: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             model(input_ids=ids[None].to(device), past_key_values=cache, use_cache=True)
+        if not cache.layers:  # a masked model that does not know what it was given
+            raise ValueError("it fills no cache")
         each = [part[0].transpose(0, 1) for layer in cache.layers for part in (layer.keys, layer.values)]  # type: ignore[union-attr, index]
         return torch.stack(each, dim=1).flatten(1).float()
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -128,8 +133,7 @@ def write_start(path: Path, model: nn.Module) -> None:
     try:
         write_file(path, save({_VALUES: _table(model).detach().cpu().contiguous()}))
     except OSError as error:
-        reason = f"{path} cannot be written: {error.strerror}."
-        raise RunError(f"{reason} Remedy: free space or permissions there.") from error
+        raise refusal(str(path), error, "change its permissions") from error
 
 
 @contextmanager

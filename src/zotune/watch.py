@@ -142,6 +142,8 @@ class Console:
                 continue
             interval = "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"
             parts.append(f"{key} {result[key]:.4f}{interval}")
+        if result.get("acc_norm") is not None:  # of another rule, so without the accuracy's interval
+            parts.append(f"acc_norm {100 * result['acc_norm']:.1f} %")
         parts += [f"{key} {value:.4f}" for key, value in result.items() if key.startswith("reward_")]
         if result.get("loss") is not None:
             parts.append(f"loss {result['loss']:.4f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,17 @@ def test_completion_script(cli: Any, shell: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("shellingham.detect_shell", lambda: (shell, f"/bin/{shell}"))
     outcome = cli("--show-completion", shell)
     assert outcome.code == 0 and "_ZOTUNE_COMPLETE" in outcome.stdout.upper()
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "`zotune ls` is for one process. Remedy: start"), ("1", "")])
+def test_what_is_for_one_process_is_refused_under_torchrun(
+    rank: str, said: str, cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each process would do it all; the first one says so."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    outcome = cli("ls", tmp_path)
+    assert outcome.code == 2 and said in outcome.stderr and bool(outcome.stderr) == (rank == "0")
 
 
 def test_completion_knows_commands_and_flags() -> None:

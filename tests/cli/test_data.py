@@ -42,6 +42,41 @@ def test_json(cli: Any, tiny: Any, movies: Path) -> None:
     }  # fmt: skip
 
 
+def test_preference_pairs(cli: Any, tiny: Any, tmp_path: Path) -> None:
+    """The shape in words; the answer that was chosen is marked."""
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text(json.dumps({"prompt": "it was", "chosen": " great", "rejected": " terrible mess"}) + "\n")
+    outcome = cli("data", rows, "--model", tiny("llama"))
+    assert "preference: the chosen answer is compared with the rejected one after the prompt" in outcome.stdout
+    assert "\n    [ terrible][ mess]\n  > [ great]\n" in outcome.stdout
+
+
+def test_what_is_generated(cli: Any, tiny: Any, tmp_path: Path) -> None:
+    """Prompts, what is right where rows have it, and by what completions are scored."""
+    rows, model = tmp_path / "rows.jsonl", tiny("llama")
+    rows.write_text(json.dumps({"prompt": "was it good ? it was"}) + "\n")
+    outcome = cli("data", rows, "--model", model, "--reward", "json_valid,length:3", "--reward-weights", "1,0.5")
+    assert outcome.code == 0 and "shape      prompt: its completion is generated and scored" in outcome.stdout
+    assert "objective  1 json_valid + 0.5 length:3, greedy, up to 50 tokens" in outcome.stdout
+    assert "it was\n" in outcome.stdout and "scored" not in outcome.stdout.replace("generated and scored", "")
+    (tmp_path / "own.py").write_text("def spread(predictions, references):\n    return 1.0\n")
+    rows.write_text(json.dumps({"prompt": "it was", "completion": "great"}) + "\n")
+    outcome = cli("data", rows, "--model", model, "--metric", f"{tmp_path / 'own.py'}:spread", "--json")
+    assert json.loads(outcome.stdout)["objective"].startswith("own.py:spread, greedy")
+
+
+def test_rows_of_the_hub(cli: Any, hub: Any) -> None:
+    """A data set in place of a file, with the split that was asked for; offline it is one sentence."""
+    calls = hub([{"text": "good film", "label": 0}])
+    outcome = cli("data", "org/movies/plain:test")
+    assert outcome.code == 0 and "data     org/movies/plain:test, 1 rows" in outcome.stdout
+    assert calls == [("org/movies", "plain", "test", None)]
+    hub(ConnectionError("offline"))
+    outcome = cli("data", "org/movies")
+    assert outcome.code == 2 and "org/movies:train is no file here" in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+
+
 def test_without_a_model(cli: Any, movies: Path) -> None:
     """A look at the rows needs no tokenizer."""
     outcome = cli("data", movies / "train.jsonl")

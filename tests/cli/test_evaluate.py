@@ -42,6 +42,13 @@ def test_zero_shot(cli: Any, fakes: Any, tmp_path: Path) -> None:
     )
 
 
+def test_zero_shot_on_the_hub(cli: Any, fakes: Any) -> None:
+    """Rows that are evaluated stand for the training rows too: those of the same split."""
+    assert cli("eval", "--model", "org/name", "--eval", "org/rows", "--label-words", "bad,good").code == 0
+    config = next(arguments[0] for name, arguments, _ in fakes.calls if name == "evaluate_run")
+    assert config.train == config.eval == Path("org/rows:validation")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

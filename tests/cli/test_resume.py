@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from tests.cli.conftest import FINISHED
 
 
@@ -40,3 +42,16 @@ def test_resume_of_a_run_before_its_first_step(cli: Any, fakes: Any, run_folder:
     (run_folder / "journal.zoj").unlink()
     assert cli("resume", run_folder).code == 0
     assert fakes.calls[-1][0] == "resume"
+
+
+def test_trackers_are_named_on_the_command_line(
+    cli: Any, fakes: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--track A,B` starts them; without it none is, whatever the run's config says."""
+    opened: list[str] = []
+    monkeypatch.setattr("zotune.track._open", lambda name, *_: opened.append(name) or SimpleNamespace(finish=print))
+    file = run_folder / "config.yaml"
+    file.write_text(file.read_text() + "track: [wandb]\n")
+    outcome = cli("resume", run_folder)
+    assert outcome.code == 0 and "names trackers (wandb)" in outcome.stderr and opened == []
+    assert cli("resume", run_folder, "--track", "tensorboard, mlflow").code == 0 and opened == ["tensorboard", "mlflow"]

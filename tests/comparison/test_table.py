@@ -20,7 +20,7 @@ ROWS: list[dict[str, Any]] = [
         "row": "adamw", "scope": "full", "f1": 0.25, "low": None, "high": None, "loss": "nan", "lr": 1e-5,
         "steps": 5, "forwards": 10, "backwards": 10, "seconds": 61.0, "peak_memory_bytes": 0,
     },
-    {"row": "es", "scope": "full", "reward": 0.1234, "low": 0.1, "high": 0.2, "loss": -0.1, "lr": 1e-5, "steps": 5,
+    {"row": "es-lora", "scope": "lora", "reward": 0.1234, "low": 0.1, "high": 0.2, "loss": -0.1, "lr": 1e-5, "steps": 5,
      "forwards": 10, "seconds": 1.0, "peak_memory_bytes": 1000},
 ]  # fmt: skip
 EXPECTED = """\
@@ -29,7 +29,7 @@ zero-shot  -      50.0 % (40.2 to 59.8)   1.234   -       -      0         3s   
 mezo-lora  lora   75.0 % (70.0 to 80.0)   0.500   0.0001  2,000  4,000     at least 3m20s  1.3 GB
 sgd        -      cannot run: its process was killed | by a signal.
 adamw      full   f1 25.0 %               nan     1e-05   5      10+b      1m01s           -
-es         full   reward 0.123 (0.100 to 0.200)  -0.100  1e-05   5      10        1s              1 kB
+es-lora    lora   reward 0.123 (0.100 to 0.200)  -0.100  1e-05   5      10        1s              1 kB
 """
 
 

@@ -96,7 +96,7 @@ def test_no_file(tmp_path: Path) -> None:
         read_rows(tmp_path / "none.jsonl")
     folder = tmp_path / "folder.jsonl"
     folder.mkdir()
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="folder.jsonl is a folder. Remedy: name a file in it"):
         read_rows(folder)
 
 

@@ -88,7 +88,7 @@ def test_without_a_model(rows: Path, tmp_path: Path) -> None:
 
 def test_errors_name_the_file(rows: Path, tiny: Any) -> None:
     """As a run would say it."""
-    with pytest.raises(DataError, match=r"rows.jsonl: Template .*: column review is missing"):
+    with pytest.raises(DataError, match=r"rows.jsonl: Row 1: Template .*: column review is missing"):
         look(config(rows, model=str(tiny("llama")), label_words=["terrible", "great"], template="{{ review }}"))
 
 

@@ -32,6 +32,8 @@ def config(**options: Any) -> TrainConfig:
         ({"instruction": "x", "output": "y"}, {}, "alpaca"),
         ({"question": "x", "choices": [], "answer": 1}, {}, "choices"),
         ({"question": "x", "choices": {}, "answerKey": "A", "id": "q"}, {}, "choices"),
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, {}, "preference"),
+        ({"chosen": [], "rejected": []}, {}, "preference"),
         ({"input_ids": [1], "labels": [1]}, {}, "tokens"),
         ({"input_ids": [1]}, {}, "tokens"),
         ({"prompt": "x"}, {"objective": "f1"}, "prompt"),
@@ -66,8 +68,12 @@ def test_shape(row: dict[str, Any], options: dict[str, Any], shape: str) -> None
             {},
             "--data-format completion or alpaca",
         ),
-        ({"prompt": "x", "chosen": "y", "rejected": "z"}, {}, "preference pairs .* Remedy: give the chosen answers"),
-        ({"chosen": [], "rejected": []}, {}, "preference pairs"),
+        (
+            {"prompt": "x", "chosen": "y", "rejected": "z", "messages": []},
+            {},
+            "fit more than one shape: messages .* and preference .*--data-format messages or preference",
+        ),
+        ({"prompt": "x", "chosen": "y"}, {"data_format": "preference"}, "preference needs the column 'rejected'"),
         ({"review": "x"}, {}, "Row 1 has no column 'text'; columns found: review. They fit no shape .*--text-column"),
         (
             {"prompt": "x", "answer": "y"},

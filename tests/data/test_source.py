@@ -30,14 +30,14 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_file(tmp_path: Path) -> None:
     """Rows, the hash of the file's bytes, its name, and the shape."""
     path = lines(tmp_path / "a.jsonl", [{"text": "x"}])
-    part = read_part(path)
+    part = read_part(path, "train")
     assert part.rows == [{"text": "x"}] and part.name == str(path)
     assert part.sha256 == sha256(path.read_bytes()).hexdigest()
     source = load_source(config(train=path, eval=path))
     assert source.shape == "text" and source.train == source.eval == part
     assert source.says() == "text: all tokens of the text are scored"
     with pytest.raises(DataError, match="none.jsonl does not exist"):
-        read_part(tmp_path / "none.jsonl")
+        read_part(tmp_path / "none.jsonl", "train")
 
 
 def test_an_unclear_shape_names_the_file(tmp_path: Path) -> None:
@@ -67,4 +67,14 @@ def test_own_rows_in_a_tasks_fields(tmp_path: Path) -> None:
     lines(tmp_path / "dev.jsonl", CB[:5])
     mine = lines(tmp_path / "mine.jsonl", CB[:2])
     source = load_source(config(task="cb", data_dir=tmp_path, eval=mine), training=False)
-    assert source.train is None and source.eval == read_part(mine) and source.first.name == str(mine)
+    assert source.train is None and source.eval == read_part(mine, "train") and source.first.name == str(mine)
+
+
+def test_rows_of_the_hub(hub: Any, tmp_path: Path) -> None:
+    """Their hash is that of the same rows as a task's, their name says the split; a file of the name wins."""
+    hub([{"text": "x"}])
+    part = read_part(Path("org/name"), "validation")
+    assert (part.rows, part.name) == ([{"text": "x"}], "org/name:validation")
+    assert part.sha256 == sha256(b'{"text": "x"}\n').hexdigest()
+    source = load_source(config(train=Path("org/name"), eval=Path("org/name")))
+    assert source.train is not None and source.train.name == "org/name:train" and source.eval == part

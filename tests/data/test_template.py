@@ -29,6 +29,14 @@ def test_missing_column_is_named() -> None:
         Template("{{ sentence }} {{ text }}").render({"text": "x", "label": 1})
 
 
+def test_what_is_wrong_with_a_row_is_said_with_its_number() -> None:
+    """The prompts of several rows; the first one that cannot be rendered is named."""
+    template = Template("{{ text }}{{ mark }}")
+    assert template.rendered([{"text": "a"}, {"text": "b"}], {"mark": "!"}) == ["a!", "b!"]
+    with pytest.raises(DataError, match=r"^Row 2: Template .*: column text is missing"):
+        template.rendered([{"text": "a"}, {"txt": "b"}], {"mark": "!"})
+
+
 def test_missing_column_in_a_branch_is_no_error() -> None:
     """A template may ask whether a column exists."""
     template = Template("{% if hint is defined %}{{ hint }} {% endif %}{{ text }}")

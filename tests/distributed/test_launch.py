@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -107,3 +108,48 @@ def test_torchrun_restarts_what_was_killed(config: Callable[..., TrainConfig], t
     assert process.returncode == 0 and json.loads(output.splitlines()[-1])["processes"] == 2
     for name in ("journal.zoj", "metrics.jsonl"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_agents_that_count_apart_meet_again(config: Callable[..., TrainConfig], tmp_path: Path, rank: int) -> None:
+    """Two launchers, as on two machines: the process of one is killed, both start theirs anew with different counts of
+    restarts, and the run ends as if undisturbed.
+    """
+    busy = {"steps": 120, "micro_batch_size": 4, "snapshot_every": 20, "eval": None}
+    train(config(output_dir=tmp_path / "whole", **busy), Quiet())
+    run, file = tmp_path / "run", tmp_path / "config.yaml"
+    file.write_text(config(**busy).to_yaml())
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--max-restarts", "2"]
+    launch += ["-m", "zotune", "train", "--config", str(file), "--output-dir", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    agents = [subprocess.Popen(launch, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
+    try:
+        while not (run / "journal.zoj").exists() or (run / "journal.zoj").stat().st_size < 4_000:
+            assert all(agent.poll() is None for agent in agents)
+            time.sleep(0.01)
+        victim = next(pid for agent in agents for pid in workers_of(agent.pid) if rank_of(pid) == rank)
+        os.kill(victim, signal.SIGKILL)
+        assert [agent.wait(200) for agent in agents] == [0, 0]
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+    for name in ("journal.zoj", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def workers_of(agent: int) -> list[int]:
+    """The zotune processes that a launcher has started."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    return [int(pid) for pid in children if b"zotune" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def rank_of(pid: int) -> int:
+    """The rank in its environment."""
+    given = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next(int(each[5:]) for each in given if each.startswith(b"RANK="))

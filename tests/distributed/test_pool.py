@@ -40,7 +40,9 @@ class Here(Crew):
     def evaluate(self, number: int, records: bytes, task: bytes) -> None:
         self.calls.append((number, lambda: self.workers[number].evaluate(records, task)))
 
-    def wait(self) -> tuple[int, bytes | None]:
+    def wait(self, seconds: float) -> tuple[int, bytes | None] | None:
+        if not self.calls:
+            return None
         number, call = self.calls.pop()
         self.answered += 1
         return number, None if self.answered in self.lost else call()
@@ -77,6 +79,36 @@ def test_a_pool_ends_with_the_bytes_of_one_process(config: Config, tmp_path: Pat
     assert bytes_of(tmp_path / "pooled") == bytes_of(tmp_path / "run")
     assert found["workers_lost"] == 3 and found["workers_joined"] >= 3
     assert sum("is gone" in text for text in said) == 3 and any("records, which it replays" in text for text in said)
+
+
+def test_a_worker_that_is_stuck(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One never answers from its third task on, and another's answer comes too late: others take their parts."""
+    monkeypatch.setattr("zotune.distributed.pool._LEAST", 0.0)
+    monkeypatch.setattr("zotune.distributed.pool._SLOW", 0.0)
+    train(config(**BUSY, queries=3), Quiet())
+
+    class Stuck(Here):
+        tasks = 0
+
+        def evaluate(self, number: int, records: bytes, task: bytes) -> None:
+            self.tasks += number == 0
+            if number or self.tasks < 3:
+                super().evaluate(number, records, task)
+
+        def wait(self, seconds: float) -> tuple[int, bytes | None] | None:
+            heard = super().wait(seconds)
+            if heard and heard[1] and self.answered == 9:  # later than anybody waited for it
+                self.late = heard
+                return None
+            if self.answered == 20 and hasattr(self, "late"):
+                self.calls.appendleft((self.late[0], lambda late=self.late[1]: late))
+                del self.late
+            return heard
+
+    settings, said = config(output_dir=tmp_path / "pooled", **BUSY, queries=3), list[str]()
+    found = train(settings, Quiet(), pool=Pool(Stuck(settings), 3, said.append))
+    assert bytes_of(tmp_path / "pooled") == bytes_of(tmp_path / "run") and found["workers_lost"] == 0
+    assert any("take long; other workers take them too" in text for text in said)
 
 
 def test_a_pool_goes_on(config: Config, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +18,8 @@ import pytest
 from tests.distributed.conftest import ENVIRONMENT
 
 from zotune.config import TrainConfig
-from zotune.distributed.ray_crew import RayCrew
-from zotune.errors import UserError
+from zotune.distributed.ray_crew import RayCrew, _reach
+from zotune.errors import ConfigError, UserError
 from zotune.train import train
 from zotune.watch import Quiet
 
@@ -60,6 +61,19 @@ def test_a_killed_worker_is_replaced(config: Callable[..., TrainConfig], tmp_pat
     assert re.search(r"worker 2 joined \(process \d+ on .*\) after \d+ records, which it replays", text), text
     for name in ("journal.zoj", "metrics.jsonl"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    """Nobody listens: one sentence at once, where Ray would try for minutes; its own words are left to it."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999999"):
+        with pytest.raises(ConfigError, match=f"no Ray cluster at {address}.*Remedy: `ray start --head` there"):
+            _reach(address)
+    _reach("auto")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        _reach(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")

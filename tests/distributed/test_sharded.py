@@ -121,6 +121,7 @@ def test_rows_over_shards(crowd: Crowd) -> None:
                 "low-rank": ([3], [*ROWS, "--method", "lozo", "--dtype", "bfloat16", "--interval", "3"]),
                 "below the scope": ([3], [*ROWS, "--scope", "last:1"]),
                 "one by one": ([2], [*ROWS, "--lanes", "off"]),
+                "a bank": ([2], [*ROWS, "--scope", "bank", "--method", "lozo", "--interval", "3"]),
             }
         },
         **BUSY,

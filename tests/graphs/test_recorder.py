@@ -12,6 +12,8 @@ from tests import models
 from tests.gpu import GPU
 from tests.models import LANE_FAMILIES, batch_for, inputs, loss, seeded, squares, tiny, train
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from zotune import direction as drawing
 from zotune.errors import ConfigError
@@ -27,7 +29,7 @@ METHODS = ["mezo", "sparse_mezo", "lozo", "fzoo", "es", "eggroll", "meazo", "sub
 class Counted(Graph):
     """A tape whose plays are counted; others can ask whether one is recording."""
 
-    plays, recording = 0, False
+    plays, recording, playing = 0, False, False
 
     def __init__(self) -> None:
         self._tape = Tape()
@@ -41,7 +43,9 @@ class Counted(Graph):
 
     def play(self) -> None:
         Counted.plays += 1
+        Counted.playing = True
         self._tape.play()
+        Counted.playing = False
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +231,49 @@ def test_where_there_is_no_gpu_nothing_is_recorded() -> None:
     with pytest.raises(ConfigError, match="graphs is on, but the model is not on one GPU. Remedy: graphs auto"):
         train("mezo", tiny("llama"), graphs="on")
     assert train("mezo", tiny("llama").to(GPU), graphs="auto").evaluator.recorder is None
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that make something, those of a play left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        views = func.overloadpacket.__name__ in (
+            "view",
+            "detach",
+            "slice",
+            "split_with_sizes",
+            "select",
+            "alias",
+            "empty",
+        )
+        self.found += not views and not Counted.playing
+        return out
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_what_is_done_beside_the_forward_does_not_grow_with_the_layers(queries: int) -> None:
+    """Drawing, sums and the vectors' update of LoZO: as many operations for four blocks as for two, whatever the width.
+
+    On a GPU each is a launch, and of a model with hundreds of tensors the launches of each alone would cost more than
+    the forward.
+    """
+    found = []
+    for layers in (2, 4):
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 40}
+        model = seeded(lambda: LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=layers)))  # noqa: B023
+        optimizer = recorded(train("lozo", model.to(torch.bfloat16), interval=9, fold_every=9, queries=queries))
+        for step in range(3):
+            optimizer.step(loss, batch_for("llama", seed=step))
+        with Launches() as launches:
+            optimizer.step(loss, batch_for("llama", seed=3))
+        assert optimizer.evaluator.recorder.reason == ""
+        found.append(launches.found)
+    assert found[0] == found[1] < 700 * queries
 
 
 @pytest.mark.gpu

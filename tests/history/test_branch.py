@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zotune.config import FIXED, NEVER_FROM_FILE
+from zotune.config import FIXED, INPUTS, NEVER_FROM_FILE
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.history.branch import branch
 from zotune.history.diff import diff
@@ -69,6 +69,41 @@ def test_what_the_shared_steps_mean_is_fixed(run: Path, tmp_path: Path, name: st
     with pytest.raises(ConfigError, match=f"^{name} cannot be changed by a branch"):
         branch(run, 2, tmp_path / "b", {name: "x"})
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("blocks", "cycle"), ("fold_every", "2")])
+def test_what_the_header_tells_a_replay_is_fixed(
+    finished: Callable[..., Path], tmp_path: Path, name: str, value: str
+) -> None:
+    """A branch cannot go on with a value of which the header keeps another: no replay would find its weights."""
+    run = finished("windows", method="lozo", method_args={"interval": 2})
+    assert name in read(run / "journal.zoj")[0]
+    with pytest.raises(ConfigError, match=f"^{name} cannot be changed by a branch"):
+        branch(run, 4, tmp_path / "b", {name: value})
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace(f"\n{name}: null\n", f"\n{name}: {value}\n"))
+    with pytest.raises(RunError, match=f"was changed since the run began: {name}"):
+        branch(run, 4, tmp_path / "b", {})
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("method", ["agzo", "aimzo"])
+def test_inputs_that_a_method_reads_are_fixed(finished: Callable[..., Path], tmp_path: Path, method: str) -> None:
+    """Where shared steps are replayed with the rows, what decides a forward's inputs is refused by name; lr is not."""
+    run = finished(method, method=method, scope="last:1")
+    values = {"batch_size": 2, "template": "{{ text }} so", "max_length": 16}
+    for name in INPUTS:
+        with pytest.raises(ConfigError, match=f"^{name} cannot be changed by a branch: {method} reads the layers'"):
+            branch(run, 4, tmp_path / "b", {name: values.get(name, "x")})
+    file = run / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("\nmax_length: 512\n", "\nmax_length: 16\n"))
+    with pytest.raises(RunError, match="was changed since the run began: max_length"):
+        branch(run, 4, tmp_path / "b", {})
+    file.write_text(text)
+    assert not (tmp_path / "b").exists()
+    branch(run, 4, tmp_path / "b", {"lr": 0.02, "eval_every": 2, "steps": 6})
+    assert resume(tmp_path / "b", Quiet())["steps"] == 6 and verify(tmp_path / "b", Quiet())["verified"]
 
 
 def test_refusals(run: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     make_folder(tmp_path / "a" / "b", {"x": b"1", "y": b""})
     assert {path.name: path.read_bytes() for path in (tmp_path / "a" / "b").iterdir()} == {"x": b"1", "y": b""}
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match="b cannot be written: .*Remedy: free space or permissions there, or name"):
+    with pytest.raises(RunError, match="b cannot be written: .*Remedy: change its permissions, or name"):
         make_folder(tmp_path / "file" / "b", {"x": b"1"})
 
     def full(path: Path, data: bytes) -> int:

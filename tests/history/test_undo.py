@@ -117,7 +117,7 @@ def test_stopped_anywhere(run: Path, monkeypatch: pytest.MonkeyPatch, stop_at: i
     monkeypatch.setattr(aside, "sync_file", counting(aside.sync_file))
     monkeypatch.setattr(aside, "sync_folder", counting(aside.sync_folder))
     monkeypatch.setattr(module, "write_file", counting(module.write_file))
-    monkeypatch.setattr(module.shutil, "rmtree", counting(module.shutil.rmtree))
+    monkeypatch.setattr(aside.shutil, "rmtree", counting(aside.shutil.rmtree))
     monkeypatch.setattr(RunFolder, "cut_metrics", counting(RunFolder.cut_metrics))
     try:
         undo(run, 3)

@@ -11,7 +11,7 @@ from tests.models import batch_for, loss, normals, same_bits, seeded, target_of,
 from torch import Tensor, nn
 
 from zotune.errors import ConfigError, NonFiniteLoss, UserError
-from zotune.methods import AGZO
+from zotune.methods import AGZO, AIMZO
 from zotune.methods.agzo import OneSided
 from zotune.noise import Key, Purpose, noise
 
@@ -19,7 +19,7 @@ one_thread = models.one_thread
 
 
 class Net(nn.Module):
-    """A table, two linear layers (one with a bias) and a bare matrix, in float64."""
+    """A table, two linear layers (one with a bias) and a layer x @ W of a bare matrix, in float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,11 +49,15 @@ def at(theta: dict[str, Tensor], batch: dict[str, Tensor]) -> float:
     return float((hidden @ theta["two.weight"].T @ theta["last"] - 0.3).square().mean((1, 2)).mean())
 
 
+TURNED = {"last"}  # the layer x @ W: its inputs are at the rows
+
+
 def inputs_of(theta: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """(tokens, columns) of each linear layer."""
+    """(tokens, inputs) of each layer."""
     rows = theta["table.weight"][ids]
     hidden = torch.tanh(rows @ theta["one.weight"].T + theta["one.bias"])
-    return {"one.weight": rows.reshape(-1, 5), "two.weight": hidden.reshape(-1, 4)}
+    top = hidden @ theta["two.weight"].T
+    return {"one.weight": rows.reshape(-1, 5), "two.weight": hidden.reshape(-1, 4), "last": top.reshape(-1, 3)}
 
 
 def paper_basis(inputs: Tensor, omega: Tensor, rounds: int) -> Tensor:
@@ -74,18 +78,19 @@ def gram_schmidt(y: Tensor) -> Tensor:
 
 
 def paper_z(theta: dict[str, Tensor], key: Key, ids: Tensor, rank: int, rounds: int, rms: bool) -> dict[str, Tensor]:
-    """Z of every tensor: R A' where a linear layer showed its inputs, dense elsewhere."""
+    """Z of every tensor: R A' where a layer showed its inputs, A R' where it is x @ W, dense elsewhere."""
     shown, z = inputs_of(theta, ids), {}
     for name, weight in theta.items():
         if name not in shown:
             z[name] = noise("gaussian", key, name, 0, weight.numel()).double().view(weight.shape)
             continue
-        rows, columns = weight.shape
-        h, r = shown[name], min(rank, columns)
+        outputs, inputs = weight.T.shape if name in TURNED else weight.shape
+        h, r = shown[name], min(rank, inputs)
         start = Key(key.seed, key.step, 0, Purpose.BASIS)
         omega = noise("gaussian", start, name, 0, len(h) * r).double().view(-1, r)
-        left = noise("gaussian", key, name, 0, rows * rank).double().view(rows, rank)[:, :r]
-        z[name] = left @ paper_basis(h, omega, rounds).T * ((columns / r) ** 0.5 if rms else 1.0)
+        random = noise("gaussian", key, name, 0, outputs * rank).double().view(outputs, rank)[:, :r]
+        own = random @ paper_basis(h, omega, rounds).T * ((inputs / r) ** 0.5 if rms else 1.0)
+        z[name] = own.T if name in TURNED else own
     return z
 
 
@@ -134,13 +139,14 @@ def test_the_gradient_of_a_layer_lies_in_the_full_span() -> None:
     optimizer = AGZO(model, rank=2)
     optimizer.look(objective, {"ids": ids})
     objective(model, {"ids": ids}).mean().backward()
-    for name in ("one.weight", "two.weight"):
+    for name in ("one.weight", "two.weight", "last"):
         target = target_of(optimizer, name)
         factors = optimizer.direction.factors(target, Key(0, 0))
         gradient = model.get_parameter(name).grad
         assert factors is not None and gradient is not None and float(gradient.norm()) > 1e-3
-        torch.testing.assert_close(factors.v.T @ factors.v, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-12)
-        torch.testing.assert_close(gradient @ factors.v @ factors.v.T, gradient, rtol=0, atol=1e-12)
+        basis, gradient = (factors.u, gradient.T) if name in TURNED else (factors.v, gradient)
+        torch.testing.assert_close(basis.T @ basis, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-12)
+        torch.testing.assert_close(gradient @ basis @ basis.T, gradient, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("normalize", "scale"), [("none", 1.0), ("rms", 5 / 2)])
@@ -241,3 +247,44 @@ def test_a_non_finite_centre_is_refused() -> None:
     with pytest.raises(NonFiniteLoss, match="step 0"):
         optimizer.step(objective, BATCH)
     assert same_bits(weights(model), before) and optimizer.steps == 0
+
+
+class Mixed(nn.Module):
+    """A table, a norm, a convolution, and a linear layer that is not always used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm, self.conv = nn.Embedding(9, 6), nn.LayerNorm(6), nn.Conv1d(6, 6, 1)
+        self.linear = nn.Linear(6, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.linear(self.conv(self.norm(self.table(ids)).mT).mT)
+
+
+@pytest.mark.parametrize("method", [AGZO, AIMZO])
+@pytest.mark.parametrize("scope", ["regex:table", "regex:conv", "regex:(table|norm)"])
+def test_a_scope_without_inputs_is_refused(method: Any, scope: str) -> None:
+    """Tables and convolutions are multiplied with nothing: a sentence instead of MeZO under another name."""
+    model = Mixed()
+    before = weights(model)
+    optimizer = method(model, scope=scope, lr=0.1, eps=1e-2)
+    with pytest.raises(ConfigError, match=f"{optimizer.method} takes its directions.*{optimizer.names[0]}.*Remedy: a"):
+        optimizer.step(objective, BATCH)
+    assert same_bits(weights(model), before) and optimizer.steps == 0
+    method(model, scope=f"regex:linear|{scope.removeprefix('regex:')}", lr=0.1, eps=1e-2).step(objective, BATCH)
+
+
+@pytest.mark.parametrize("method", [AGZO, AIMZO])
+def test_the_layers_of_gpt_2_show_their_inputs(method: Any) -> None:
+    """Its linear layers are x @ W: every matrix of the blocks has a z in their span, of rank one."""
+    model = tiny("gpt2", torch.float64)
+    optimizer = method(model, scope="last:1", lr=0.1, eps=1e-2)
+    optimizer.look(loss, batch_for("gpt2"))
+    matrices = [target for target in optimizer.perturber.targets() if target.data.dim() == 2]
+    assert len(matrices) == 4
+    for target in matrices:
+        z = optimizer.direction.block(target, Key(0, 0), 0, target.data.numel()).view(target.data.shape)
+        assert int(torch.linalg.matrix_rank(z.double(), rtol=1e-6)) == 1, target.name
+    before = weights(model)
+    optimizer.step(loss, batch_for("gpt2"))
+    assert not same_bits(weights(model), before)

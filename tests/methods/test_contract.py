@@ -14,7 +14,6 @@ from tests.models import (
     OTHERWISE,
     RESCALED,
     ROWS,
-    UNBIASED,
     Weights,
     batch_for,
     displaced,
@@ -138,6 +137,7 @@ ODD: dict[str, tuple[int, ...]] = {
     "scalar": (),
     "kernel": (3, 2, 2, 3),
     "large": (401, 307),
+    "wide": (50, 2203),
     "long": (100_003,),
 }
 
@@ -164,31 +164,37 @@ def test_the_direction_probed_is_the_direction_applied(method: str, queries: int
     """On 7 steps, refreshes included, the change of every tensor is -lr sum(coef z) with the z that was evaluated.
 
     Odd shapes, tensors above 100,000 elements, ranks above a dimension; relative error below 1e-9, so the cosine is 1.
+    What makes another change of that sum is held against that one (OTHERWISE), a common factor must be one (RESCALED).
     """
     model = Weights(**{name: normals(shape, len(name), torch.float64) for name, shape in ODD.items()})
     optimizer = train(method, model, lr=0.01, queries=queries)
     slope = normals(flat(model).numel(), 99, torch.float64, 1e-4)
     targets = {target.name: target for target in optimizer.perturber.targets()}
+    changed = OTHERWISE[method]() if method in OTHERWISE else None
     for step in range(7):
+        if optimizer.direction.reads_inputs:
+            optimizer.look(of(lambda theta: slope @ theta), ROWS)
         seen = {key: probed(optimizer, key) for key in keys_of(optimizer, step, 2)}
         before = weights(model)
         gains = {(name, key): optimizer.direction.gain(targets[name], key) for name in ODD for key in seen}
         optimizer.step(of(lambda theta: slope @ theta), ROWS)
         assert {probe.key for probe in optimizer.probes} <= set(seen)
         assert max(queries, FEWEST.get(method, 1)) == len(seen) or "queries" not in accepts(method)
+        factors = set()
         for name in ODD:
             applied = (weights(model)[name] - before[name]) / -0.01
             expected = sum(p.coef * gains[name, p.key] * seen[p.key][name] for p in optimizer.probes)
             assert isinstance(expected, Tensor)
-            if method in OTHERWISE:
-                continue
+            if changed is not None:
+                expected = changed(optimizer, targets[name], optimizer.probes[0].key, expected)
             if not float(expected.norm()):  # a part of the scope that this step leaves alone
                 assert same_bits({name: weights(model)[name]}, {name: before[name]}), (step, name)
                 continue
             cosine = functional.cosine_similarity(applied.reshape(1, -1), expected.reshape(1, -1))
-            assert float(cosine) == pytest.approx(1, abs=1e-12)
-            if method not in RESCALED:
-                assert float((applied - expected).norm()) <= 1e-9 * float(expected.norm()), (step, name)
+            assert float(cosine) == pytest.approx(1, abs=1e-12), (step, name)
+            factor = float(applied.norm() / expected.norm())
+            factors.add(factor if method in RESCALED else 1.0)
+            assert float((applied - min(factors) * expected).norm()) <= 1e-9 * float(applied.norm()), (step, name)
     assert not same_bits(weights(model), {name: normals(ODD[name], len(name), torch.float64) for name in ODD})
 
 
@@ -327,37 +333,6 @@ def test_forwards_counted_are_forwards_declared(method: str, queries: int) -> No
         free = [p for p in optimizer.estimator.points(0, 0) if p.scale or not optimizer.direction.reads_inputs]
         if lanes == "auto" and len(free) > 1:
             assert len(seen) < 3 * forwards
-
-
-@pytest.mark.parametrize("method", sorted(UNBIASED))
-def test_the_estimate_is_unbiased_on_a_quadratic(method: str) -> None:
-    """The mean of `coef gain z` over 2,000 steps is P grad within 4.5 standard errors per coordinate.
-
-    P is E[z z'], estimated by the identity on what the method moves: 1 where the direction is ever nonzero, else 0.
-    A quadratic makes central differences exact, so nothing is left but the law of z.
-    """
-    model = Weights(matrix=normals((4, 3), 1, torch.float64), vector=normals(4, 2, torch.float64))
-    size = flat(model).numel()
-    curve = normals((size, size), 3, torch.float64)
-    curve = curve @ curve.T / size
-    theta = flat(model)
-    gradient = curve @ theta
-    options = {"interval": 1} if "interval" in accepts(method) else {}
-    optimizer = train(method, model, lr=0.0, **options)
-    estimates, moved = [], torch.zeros(size, dtype=torch.bool)
-    for step in range(2000):
-        key, targets = keys_of(optimizer, step, 2)[0], optimizer.perturber.targets()
-        # Before the step, from whose losses a direction may learn.
-        drawn = [optimizer.direction.block(t, key, 0, t.data.numel()).double() for t in targets]
-        gains = [optimizer.direction.gain(t, key) for t in targets]
-        moved |= torch.cat(drawn) != 0
-        optimizer.step(of(lambda joined: joined @ curve @ joined / 2), {})
-        estimates.append(optimizer.probes[0].coef * torch.cat([g * z for g, z in zip(gains, drawn, strict=True)]))
-    found = torch.stack(estimates)
-    error = found.mean(0) - gradient * moved
-    bound = 4.5 * found.std(0) / len(found) ** 0.5
-    assert bool((error.abs() <= bound).all()), (error / bound).tolist()
-    assert float(bound.max()) < float(gradient.norm())
 
 
 def test_the_table_is_complete() -> None:

@@ -19,6 +19,7 @@ from zotune.noise import Key, Purpose, noise
 from zotune.optimizer import ZerothOrder
 from zotune.records import StepRecord
 from zotune.rule import Sgd
+from zotune.session import Session
 
 one_thread = models.one_thread
 FORMS = ("dense", "low_rank", "strict")
@@ -224,6 +225,23 @@ def test_one_example_cannot_be_normalised() -> None:
     optimizer.estimate(objective, rows(1))
     optimizer.step()
     assert len(records) == 1 and len(records[0].losses) == 4
+
+
+def test_one_example_is_refused_before_a_forward(config: Any) -> None:
+    """Where the number is known: a step on one batch, a run's batch size. Without normalising it is enough."""
+    model, calls = start(), list[int]()
+
+    def counted(model: nn.Module, batch: Any) -> Tensor:
+        calls.append(1)
+        return objective(model, batch)
+
+    with pytest.raises(UserError, match="has one.*Remedy: more examples"):
+        GRZO(model, 1e-3, 1e-2).step(counted, rows(1))
+    assert not calls
+    GRZO(model, 1e-3, 1e-2, normalize="none").step(counted, rows(1))
+    with pytest.raises(UserError, match="has one.*Remedy: more examples"):
+        Session(config(method="grzo", batch_size=1)).begin()
+    Session(config(method="grzo", batch_size=2, micro_batch_size=1)).begin()
 
 
 @pytest.mark.parametrize("lanes", ["auto", "off"])

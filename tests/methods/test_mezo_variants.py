@@ -12,6 +12,7 @@ from tests import models
 from tests.models import Weights, batch_for, flat, loss, normals, of, same_bits, tiny, weights
 from torch import Tensor, nn
 
+from zotune import kernels
 from zotune.errors import ConfigError
 from zotune.methods import MeZO
 from zotune.methods.mezo_variants import GrowingSamples, PastProbes, ResidualFeedback, gradient_norms
@@ -149,6 +150,39 @@ def test_past_probes_are_cut_off_and_travel(moments: Any) -> None:
     for _ in range(2):
         other.step(of(function), {})
     assert same_bits(weights(copied), weights(model))
+
+
+@pytest.mark.parametrize("variant", [{"queries": 4, "samples_over": 5}, {"feedback": "residual"}, {"queries": 3}])
+def test_forwards_are_as_declared(variant: dict[str, Any]) -> None:
+    """Step by step, also while the number of directions grows."""
+    optimizer = MeZO(tiny("llama"), lanes="off", **variant)
+    for step in range(7):
+        before = optimizer.evaluator.forwards
+        optimizer.step(loss, batch_for("llama"))
+        assert optimizer.evaluator.forwards - before == models.forwards_of(optimizer, step)
+
+
+@pytest.mark.parametrize("scaling", [None, "variance"])
+def test_a_past_step_costs_a_draw_of_each_tensor(scaling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one of all small tensors for each of them: of 40 tensors a step with 8 behind it draws 9 times their size."""
+    model, drawn = Weights(**{f"w{i}": normals((4, 8), i) for i in range(40)}), list[int]()
+    optimizer = MeZO(model, lr=1e-3, moments="momentum", scaling=scaling)
+    many, alone = kernels.noise_many, kernels.noise
+
+    def counted_many(law: Any, key: Key, sizes: Any, *rest: Any) -> Any:
+        drawn.append(sum(count for _, count in sizes))
+        return many(law, key, sizes, *rest)
+
+    def counted(law: Any, key: Key, name: str, start: int, stop: int, *rest: Any) -> Any:
+        drawn.append(stop - start)
+        return alone(law, key, name, start, stop, *rest)
+
+    monkeypatch.setattr(kernels, "noise_many", counted_many)
+    monkeypatch.setattr(kernels, "noise", counted)
+    for step in range(9):
+        drawn.clear()
+        optimizer.step(of(lambda joined: joined.cos().sum()), {})
+        assert sum(drawn) <= (step + 1) * 40 * 32 * 1.1, step
 
 
 def test_the_history_follows_the_decay() -> None:

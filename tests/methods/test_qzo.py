@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
@@ -59,3 +60,12 @@ def test_a_clip_that_is_none_is_refused(clip: float) -> None:
     """With a remedy."""
     with pytest.raises(ConfigError, match="clip must be a positive number.*Remedy: 100"):
         QZO(Weights(a=normals(3, 1)), clip=clip)
+
+
+def test_a_scope_of_other_parameters_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """On scales alone nothing; else how many are none, and the scope that is meant."""
+    with caplog.at_level(logging.WARNING, logger="zotune"):
+        QZO(Scaled(), scope="regex:quant_scale")
+        assert not caplog.records
+        QZO(Scaled())
+    assert "1 of 2 parameters in scope are none, such as other:" in caplog.text and "--scope scales" in caplog.text

@@ -150,7 +150,7 @@ def test_a_random_mask_has_the_share_and_no_preference() -> None:
 
 def test_an_unknown_selection_is_refused() -> None:
     """With those that there are."""
-    with pytest.raises(ConfigError, match="select is 'tiny'. Remedy: small"):
+    with pytest.raises(ConfigError, match="select is 'tiny'. Remedy: use 'small', 'large' or 'random'."):
         SparseMeZO(start(), select="tiny")  # type: ignore[arg-type]
 
 

@@ -149,13 +149,6 @@ def test_the_declared_memory_is_what_is_kept() -> None:
     assert sum(m.numel() for m in optimizer.rule.state().values()) == 8 + 2
 
 
-def test_adam_needs_a_matrix() -> None:
-    """Its lr would move nothing in a scope of vectors, which plain SubZero trains as MeZO does."""
-    SubZero(Weights(b=normals(7, 1)))
-    with pytest.raises(ConfigError, match="SubZero.* holds only vectors.*Remedy"):
-        SubZero(Weights(b=normals(7, 1)), adam=True)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [

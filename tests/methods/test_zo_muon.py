@@ -106,9 +106,3 @@ def test_wrong_arguments_are_refused(wrong: dict[str, Any]) -> None:
     """Each with its remedy."""
     with pytest.raises(ConfigError, match="Remedy"):
         ZOMuon(Weights(a=normals((6, 5), 2)), **wrong)
-
-
-def test_a_scope_of_vectors_is_refused() -> None:
-    """lr would move nothing there."""
-    with pytest.raises(ConfigError, match="ZO-Muon .* holds only vectors.*Remedy"):
-        ZOMuon(Weights(b=normals(7, 1)))

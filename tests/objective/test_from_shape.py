@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from zotune.config import TrainConfig
 from zotune.data.files import read_rows
 from zotune.data.shapes import shape_of
 from zotune.errors import ConfigError, DataError
-from zotune.objective.base import Example
+from zotune.objective.base import Example, Objective
 from zotune.objective.from_shape import BUILD
 
 Row = dict[str, Any]
@@ -41,6 +42,10 @@ ROWS: dict[str, list[Row]] = {
     "choices": [
         {"question": UNICODE, "choices": ["a mess", "fine"], "answer": 1},
         {"question": "x", "choices": ["it", "was", "great"], "answer": 0},
+    ],
+    "preference": [
+        {"prompt": UNICODE + ": ", "chosen": "great", "rejected": "a mess"},
+        {"prompt": "it was", "chosen": " so good", "rejected": " bad"},
     ],
     "tokens": [{"input_ids": [1, 9, 8, 7], "labels": [-100, -100, 8, 7]}, {"input_ids": [5, 6], "labels": [-100, 6]}],
 }
@@ -87,10 +92,15 @@ def chatty(tokenizers: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def encoded(rows: list[Row], tokenizer: Any, **options: Any) -> list[Example]:
-    """Rows to examples, as a run does it."""
+def built(rows: list[Row], tokenizer: Any, **options: Any) -> Objective:
+    """The objective of these rows, as a run makes it."""
     config = TrainConfig(model="m", train=Path("t"), output_dir=Path("o"), **options)
-    return BUILD[shape_of(config, rows)](config, tokenizer, "causal", rows).encode(rows)
+    return BUILD[shape_of(config, rows)](config, tokenizer, "causal", rows)
+
+
+def encoded(rows: list[Row], tokenizer: Any, **options: Any) -> list[Example]:
+    """Rows to examples."""
+    return built(rows, tokenizer, **options).encode(rows)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
@@ -139,6 +149,57 @@ def test_what_is_scored(chatty: Any) -> None:
     assert (tokens.prompt, tokens.options, tokens.scored) == ((1, 9), ((8, 7),), (True, True))
 
 
+def test_pairs_read_as_completions_do(tokenizers: dict[str, Any]) -> None:
+    """Prompt and chosen answer have the tokens of a row of prompt and completion; so has the rejected one."""
+    tokenizer = tokenizers["llama"]
+    for index, name in ((1, "chosen"), (0, "rejected")):
+        rows = [{"prompt": row["prompt"], "completion": row[name]} for row in ROWS["preference"]]
+        alone = encoded(rows, tokenizer)
+        both = encoded(ROWS["preference"], tokenizer)
+        assert [(e.prompt, e.options[index]) for e in both] == [(e.prompt, e.options[0]) for e in alone]
+        assert all(e.label == 1 and e.right == (1,) for e in both)
+
+
+def test_the_loss_of_pairs(chatty: Any, make_model: Any, log_probabilities: Any) -> None:
+    """-log sigmoid of the margin between the mean log-probabilities of both answers; right where it is positive."""
+    objective, rows = built(ROWS["preference"], chatty), ROWS["preference"]
+    model, examples = make_model("llama", torch.float64), objective.encode(rows)
+    objective.prepare(model, examples)
+    measure = objective.for_evaluation()
+    losses, right = measure.judge(model, measure.collate(examples))
+    for row, example in enumerate(examples):
+        rejected, chosen = (log_probabilities(model, "causal", example, index).mean() for index in (0, 1))
+        expected = -torch.nn.functional.logsigmoid(chosen - rejected)
+        torch.testing.assert_close(losses[row], expected, rtol=0, atol=1e-10)
+        assert right is not None and bool(right[row]) == bool(chosen > rejected)
+
+
+def test_pairs_of_chats(chatty: Any) -> None:
+    """The answers are what the chat template writes after the prompt, which may stand in a column or in both chats."""
+    bad = [{"role": "assistant", "content": "a mess"}]
+    apart = encoded([{"prompt": CHAT[:3], "chosen": CHAT[3:], "rejected": bad}], chatty)
+    assert chatty.decode(apart[0].prompt).endswith("<user>fine</s>\n<assistant>")
+    assert [chatty.decode(option) for option in apart[0].options] == ["a mess</s>", "so bad</s>"]
+    whole = [{"prompt": "is this good", "chosen": CHAT, "rejected": [*CHAT[:3], *bad]}]
+    assert encoded(whole, chatty) == apart
+    said = [{"prompt": "fine", "chosen": CHAT[3:], "rejected": bad}]
+    assert chatty.decode(encoded(said, chatty)[0].prompt) == "<s><user>fine</s>\n<assistant>"
+
+
+def test_pairs_with_a_template(chatty: Any) -> None:
+    """The prompt from other columns; then answers are texts."""
+    rows = [{"question": "it was", "chosen": " good", "rejected": " bad"}]
+    found = encoded(rows, chatty, template="{{ question }} so")[0]
+    assert chatty.decode(found.prompt) == "<s>it was so"
+
+
+def test_pairs_are_for_models_that_score_text() -> None:
+    """A masked model fills in one token."""
+    config = TrainConfig(model="m", train=Path("t"), output_dir=Path("o"))
+    with pytest.raises(ConfigError, match="A masked model cannot score answers. Remedy"):
+        BUILD["preference"](config, None, "masked", [])
+
+
 def test_plain_alpaca(tokenizers: dict[str, Any]) -> None:
     """Without a chat template: instruction, input and output with empty lines between, and the end token."""
     tokenizer = tokenizers["llama"]
@@ -185,6 +246,9 @@ def test_a_token_over_the_border(chatty: Any) -> None:
         ("1", {"text": ["x", "y"], "label": ["1", "2"]}, 0),
         ("B", {"text": ["x", "y"], "label": ["A", "B"]}, 1),
         ("3", {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, 2),
+        # Choices that are numbers: a name that the row gives, or the letter that everyone has.
+        ("1", {"text": ["2", "1"], "label": ["1", "2"]}, 0),
+        ("B", ["1", "0"], 1),
     ],
 )
 def test_answers(answer: Any, choices: Any, index: int, chatty: Any) -> None:
@@ -201,7 +265,11 @@ def test_answers(answer: Any, choices: Any, index: int, chatty: Any) -> None:
             {},
             r"Row 1: answer 2 is none of the choices \['a', 'b'\]",
         ),
-        ([{"question": "x", "choices": ["1", "0"], "answer": "1"}], {}, "Row 1: answer '1' could be several"),
+        (
+            [{"question": "x", "choices": ["1", "0"], "answer": "1"}],
+            {},
+            "Row 1: answer '1' could be several .*Remedy: give its letter",
+        ),
         ([{"question": "x", "choices": ["a"], "answer": 0}], {}, "Row 1: column 'choices' has only one choice"),
         ([{"question": "x", "choices": ["a", "a "], "answer": 0}], {}, "Row 1: candidates ' a' and ' a' have the same"),
         (
@@ -217,6 +285,8 @@ def test_answers(answer: Any, choices: Any, index: int, chatty: Any) -> None:
         ([{"messages": CHAT}, {"messages": None}], {}, "Row 2: column 'messages' is null"),
         ([{"text": "x"}, {"txt": "y"}], {}, "Row 2 has no column 'text'; columns found: txt"),
         ([{"prompt": "x", "completion": ""}], {}, "Row 1 has no token to score"),
+        ([{"prompt": "x", "chosen": "y", "rejected": "y"}], {}, "Row 1: candidates 'y' and 'y' have the same tokens"),
+        ([{"prompt": "x", "chosen": "y", "rejected": None}], {}, "Row 1: column 'rejected' is null"),
     ],
 )
 def test_errors_name_the_row(rows: list[Row], options: dict[str, Any], says: str, chatty: Any) -> None:

@@ -79,6 +79,8 @@ def test_the_first_rows_decide() -> None:
         (["a", "b"], None, [1, math.nan], "Row 2: label nan in column 'label' is neither text nor a finite number"),
         (["a", "b"], [0, 1], [0, -math.inf], "Row 2: label -inf in column 'label' is neither text nor a finite"),
         (["a"], None, [0], "at least two"),
+        (["a", ""], None, [0, 1], r"one of the label words \['a', ''\] is empty. Remedy"),
+        (["a", "  "], None, [0, 1], "is empty"),
     ],
 )
 def test_errors(words: list[str], values: list[Any] | None, found: list[Any], says: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError
 from zotune.load import load_model, load_tokenizer
+from zotune.objective.generated import Generated
 from zotune.objective.label_words import LabelWords
 from zotune.objective.language_model import LanguageModel
 from zotune.objective.make import fitted, make_objective
+from zotune.objective.options import OptionLikelihood
 
 Config = Callable[..., TrainConfig]
 
@@ -51,6 +54,37 @@ def test_a_task_without_a_prompt_for_the_model(config: Config, task: str, family
     settings = config(family, task=task, train=None, template=None, label_words=None)
     with pytest.raises(ConfigError, match=f"task {task} has a prompt for {other} models only. Remedy: .*sst2"):
         make_objective(settings, load_tokenizer(settings), load_model(settings))
+
+
+def test_a_task_whose_classes_are_places(config: Config) -> None:
+    """COPA's right choice is the first or the second text of a row: no classes that an F1 could be of."""
+    settings = config(task="copa", train=None, template=None, label_words=None, objective="macro_f1")
+    with pytest.raises(ConfigError, match="macro_f1 needs the same classes in every row. Remedy: --objective accuracy"):
+        make_objective(settings, load_tokenizer(settings), load_model(settings))
+
+
+def test_where_an_answer_of_a_harness_task_ends(config: Config, tmp_path: Path) -> None:
+    """As its file says, unless the config says otherwise; where what is generated is trained on too."""
+    file = tmp_path / "who.yaml"
+    text = "dataset_path: q\ntest_split: test\ndoc_to_text: '{{question}}'\ndoc_to_target: answer\n"
+    file.write_text(text + "generation_kwargs: {until: ['.', '!'], max_gen_toks: 7}\n")
+    base = {"task": str(file), "train": None, "eval": None, "template": None, "label_words": None}
+    tokenizer, model = load_tokenizer(config()), load_model(config())
+    for options, most, stop in (
+        ({}, 7, (".", "!")),
+        ({"max_new_tokens": 9}, 9, (".", "!")),
+        ({"stop": ["x"]}, 7, ("x",)),
+    ):
+        plain = make_objective(config(**base, **options), tokenizer, model)
+        assert isinstance(plain, OptionLikelihood) and plain.choice.decoding is not None
+        scored = make_objective(config(**base, **options, objective="f1"), tokenizer, model)
+        assert isinstance(scored, Generated)
+        for decoding in (plain.choice.decoding, scored.decoding):
+            assert (decoding.max_new_tokens, decoding.stop) == (most, stop)
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="answers of 256 tokens leave no room for a prompt in max_length 64. Remedy"):
+        make_objective(config(**base, max_length=64), tokenizer, model)
+    assert make_objective(config(**base), tokenizer, model).for_evaluation().metric == "f1"
 
 
 def test_a_task_that_cannot_be_calibrated(config: Config) -> None:

@@ -17,8 +17,10 @@ from zotune.data.rendered import Rendered
 from zotune.errors import ConfigError, DataError
 from zotune.evaluate import evaluate
 from zotune.objective import packed
+from zotune.objective.choice import Choice
+from zotune.objective.generate import Decoding, complete
 from zotune.objective.metrics import answer_f1
-from zotune.objective.options import Choice, OptionLikelihood
+from zotune.objective.options import OptionLikelihood
 from zotune.objective.scoring import NONE
 
 one_thread = models.one_thread
@@ -81,6 +83,21 @@ def test_equals_one_candidate_at_a_time(
         torch.testing.assert_close(losses[row], loss, rtol=0, atol=1e-10)
         assert bool(right[row]) == (int(expected.argmax()) in ROWS[row]["right"])
     assert torch.equal(losses, judged) and losses.dtype == torch.float64 and losses.shape == (3,)
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, "t5"])
+def test_a_candidate_that_does_not_fit_loses_its_end(name: str, make: Any) -> None:
+    """Where asked for, as a completion does; one token of the prompt stays, and what is left must tell them apart."""
+    objective = make(name, max_length=8, cuts=True)
+    first, short = (" a warm and funny film that made me smile from the first scene to the last", " fine")
+    found = objective.encode([{"text": "the plot is", "candidates": [first, short], "right": [0]}])[0]
+    special = len(objective._coder.prefix)
+    assert found.cut and len(found.options[0]) == 8 - special and len(found.options[1]) < 8
+    assert len(found.prompt) > special
+    if name != "t5":
+        assert len(found.prompt) + len(found.options[0]) - 1 == 8
+    with pytest.raises(DataError, match="have the same tokens"):
+        objective.encode([{"text": "the plot is", "candidates": [first, first + " fine"], "right": [0]}])
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
@@ -173,6 +190,84 @@ def test_calibration(rows: Any, loss: str, make: Any, make_model: Any, log_proba
         ]
         best.append(int((torch.tensor(sums[0]) - torch.tensor(sums[1])).argmax()))
     assert right.tolist() == [choice in row["right"] for choice, row in zip(best, rows, strict=True)]
+
+
+# What the mean of log-probabilities prefers need not be what their sum does, nor what that per character does.
+SIZED: list[dict[str, Any]] = [
+    {"text": text, "candidates": [" fine", " a mess", " great acting and so weak", " a"], "right": [right]}
+    for text in (
+        "the plot is",
+        "great acting but the script is a",
+        "is this good or bad ?",
+        "it was",
+        "so bad it hurts",
+    )
+    for right in range(4)
+]
+
+
+@pytest.mark.parametrize("rows", [SIZED, [{**row, "candidates": [" fine", " great"], "right": [0]} for row in SIZED]])
+@pytest.mark.parametrize("name", [*CAUSAL, "t5"])
+def test_choices_by_sums(
+    name: str, rows: list[dict[str, Any]], tokenizers: Any, kind_of: Any, make_model: Any, log_probabilities: Any
+) -> None:
+    """The accuracy is of the highest sum, and acc_norm of the highest sum per character, as the harness has them.
+
+    Also where every candidate is one token, whose logits alone do not tell the second. The loss stays that of means.
+    """
+
+    def sized(row: Mapping[str, Any]) -> Rendered:
+        return Rendered(
+            row["text"],
+            tuple(row["candidates"]),
+            tuple(row["right"]),
+            sizes=tuple(len(c) - 1 for c in row["candidates"]),
+        )
+
+    model = make_model(name, torch.float64)
+    objective = OptionLikelihood(tokenizers[name], sized, kind_of[name], 96, Choice(by_sum=True, normed=True))
+    examples = objective.encode(rows)
+    objective.prepare(model, examples)
+    measure = objective.for_evaluation()
+    batch = measure.collate(examples)
+    with torch.no_grad():
+        losses, found = measure.judge(model, batch)
+        predicted = measure.predict(model, batch)
+        trained = objective(model, objective.collate(examples))
+    torch.testing.assert_close(losses, trained, rtol=0, atol=1e-10)
+    chosen = []
+    for row, example in zip(rows, examples, strict=True):
+        each = [log_probabilities(model, objective.kind, example, option) for option in range(len(example.options))]
+        sums = torch.stack([logs.sum() for logs in each])
+        normed = sums / torch.tensor([len(candidate) - 1 for candidate in row["candidates"]])
+        means = torch.stack([logs.mean() for logs in each])
+        chosen.append((int(sums.argmax()), int(normed.argmax()), int(means.argmax())))
+    assert predicted.tolist() == [by_sum for by_sum, _, _ in chosen]
+    expected = [
+        [by_sum in row["right"], norm in row["right"]] for row, (by_sum, norm, _) in zip(rows, chosen, strict=True)
+    ]
+    assert found is not None and found.tolist() == expected
+    if rows is SIZED:
+        assert any(by_sum != mean for by_sum, _, mean in chosen), "sums and means prefer the same everywhere"
+    result = evaluate(model, measure, examples, 3).as_dict()
+    assert result["accuracy"] == sum(right for right, _ in expected) / len(rows)
+    assert result["acc_norm"] == sum(right for _, right in expected) / len(rows)
+
+
+def test_f1_up_to_a_text(make: Any, make_model: Any, tokenizers: Any) -> None:
+    """An answer ends where the task says, at so many tokens or a text of its own."""
+    model = make_model("llama")
+    plain = make("llama", loss="target", metric="f1")
+    rows = [{**row, "answers": ["fine", "a mess"]} for row in ROWS]
+    batch = plain.for_evaluation().collate(plain.encode(rows))
+    for stop, most in (((), 4), ((" ",), 30)):
+        decoding = Decoding(max_new_tokens=most, stop=stop)
+        measure = make("llama", loss="target", metric="f1", decoding=decoding).for_evaluation()
+        said = complete(model, measure._coder, batch["read"], batch["read_mask"], decoding, [()] * 3)
+        expected = [answer_f1(each.text, ["fine", "a mess"]) for each in said]
+        assert measure.judge(model, measure.collate(measure.encode(rows)))[1].tolist() == pytest.approx(expected)
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    assert measure.judge(model, measure.collate(measure.encode(rows)))[1].isnan().all()
 
 
 def test_f1_of_generated_answers(make: Any, make_model: Any, tokenizers: Any) -> None:

@@ -39,7 +39,7 @@ def test_comparisons() -> None:
     said = answers("Great film!", "a great plot", "FINE", "")
     assert Compared("f1")(said) == [1.0, 0.5, 1.0, 0.0]
     assert Compared("exact_match")(said) == [1.0, 0.0, 1.0, 0.0]
-    with pytest.raises(ConfigError, match="unknown score 'bleu'. Remedy: use one of f1, exact_match"):
+    with pytest.raises(ConfigError, match="unknown score 'bleu'. Remedy: use one of f1, exact_match, accuracy"):
         Compared("bleu")
     with pytest.raises(DataError, match="no column 'completion'; columns found: text. Remedy: .*--completion-column"):
         Compared("f1").check(["text"], False)

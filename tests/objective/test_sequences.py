@@ -13,9 +13,10 @@ from zotune.data.rendered import Rendered
 from zotune.data.template import Template
 from zotune.errors import ConfigError
 from zotune.objective.base import Objective
+from zotune.objective.choice import Choice
 from zotune.objective.label_words import LabelWords
 from zotune.objective.language_model import LanguageModel
-from zotune.objective.options import Choice, OptionLikelihood
+from zotune.objective.options import OptionLikelihood
 from zotune.objective.sequences import mean_scores, sequences
 from zotune.objective.token_loss import TokenLoss
 

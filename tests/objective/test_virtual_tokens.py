@@ -15,10 +15,11 @@ import zotune
 from zotune.data.rendered import Rendered
 from zotune.data.template import Template
 from zotune.objective.base import Example, Objective
+from zotune.objective.choice import Choice
 from zotune.objective.label_words import LabelWords
 from zotune.objective.language_model import LanguageModel
 from zotune.objective.metrics import answer_f1
-from zotune.objective.options import Choice, OptionLikelihood
+from zotune.objective.options import OptionLikelihood
 from zotune.objective.token_loss import TokenLoss
 from zotune.virtual_tokens import add_prefix, add_prompt, random_tokens
 

@@ -82,9 +82,17 @@ def test_scales_are_copies_until_they_are_put_back() -> None:
 def test_a_layout_without_groups_inside_rows_is_refused(other: dict[str, Any]) -> None:
     """Its scales cannot be told apart; the layer is named, with a remedy."""
     with pytest.raises(
-        ConfigError, match=r"the scales of a.b \(Held, \(2, 6\)\) do not .* Remedy: --quantize int8, or"
+        ConfigError, match=r"the scales of a.b \(Held, \(2, 6\)\) do not .* Remedy: --quantize int8 on the unpacked"
     ):
         codes_of("a.b", Layer(Held(**other)))
+
+
+def test_scales_that_are_packed_themselves_are_refused() -> None:
+    """Double quantisation: another packing is the remedy, which a packed checkpoint cannot be given."""
+    held: Any = Held(qdata=CODES.view(4, 3))
+    held.quant_state = SimpleNamespace(nested=True)
+    with pytest.raises(ConfigError, match="the scales of a.b are packed themselves.*Remedy: a checkpoint"):
+        codes_of("a.b", Layer(held))
 
 
 def test_scales_of_8_bit_rows_move_with_the_first_forward() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from zotune.data.rendered import Rendered
 from zotune.errors import DataError
-from zotune.objective.options import Choice, OptionLikelihood
+from zotune.objective.choice import Choice
+from zotune.objective.options import OptionLikelihood
 from zotune.tasks.choice import copa, record
 
 COPA = {"premise": "My body cast a shadow.", "choice1": "The sun rose.", "choice2": "I cut it.", "question": "cause"}

@@ -10,7 +10,8 @@ import pytest
 
 from zotune.data.rendered import Rendered
 from zotune.errors import DataError
-from zotune.objective.options import Choice, OptionLikelihood
+from zotune.objective.choice import Choice
+from zotune.objective.options import OptionLikelihood
 from zotune.tasks import find
 
 YES_NO, NO_YES = ("Yes", "No"), ("No", "Yes")

@@ -12,6 +12,8 @@ import torch
 
 from zotune.config import TrainConfig
 from zotune.errors import ConfigError, DataError
+from zotune.history.branch import branch
+from zotune.journal import read
 from zotune.revisit import evaluate_run, replay
 from zotune.session import Session
 from zotune.train import resume, train
@@ -59,6 +61,15 @@ def make(tiny: Callable[[str], Path], folder: Path, tmp_path: Path) -> Iterator[
     threads = torch.get_num_threads()
     yield build
     torch.set_num_threads(threads)
+
+
+def test_a_branch_with_other_rows(make: Any, tmp_path: Path) -> None:
+    """A branch may sample other rows of its task: the header has their hashes, so it goes on."""
+    train(make(), Quiet())
+    branch(make().output_dir, 2, tmp_path / "b", {"data_seed": "3", "eval_rows": "6"})
+    before, after = (read(folder / "journal.zoj")[0] for folder in (make().output_dir, tmp_path / "b"))
+    assert before["train_sha256"] != after["train_sha256"] and before["eval_sha256"] != after["eval_sha256"]
+    assert resume(tmp_path / "b", Quiet())["eval_examples"] == 6
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from tests.tasks.conftest import characters
 from transformers import AddedToken
 
 from zotune.data.rendered import MASK
-from zotune.objective.options import Choice, OptionLikelihood
+from zotune.objective.choice import Choice
+from zotune.objective.options import OptionLikelihood
 from zotune.tasks import TASKS, find
 
 PAIR = {"premise": "A man sleeps.", "hypothesis": "The man is awake"}

@@ -1,13 +1,14 @@
-"""Tasks from lm-evaluation-harness files: prompts, candidates and answers by hand, splits, and what is refused."""
+"""Tasks from lm-evaluation-harness files: splits, local files, what is refused and what is said to be left out."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.tasks.harness import CODED, GENERATED, LISTED, UTILS, lines, written
 
 from zotune.config import TrainConfig
 from zotune.data.source import load_source
@@ -16,102 +17,25 @@ from zotune.resolve import read_file
 from zotune.tasks import find
 from zotune.yaml12 import parse_mapping
 
-LISTED = r"""
-task: opinion
-dataset_path: someone/opinions
-dataset_name: plain
-output_type: multiple_choice
-training_split: train
-validation_split: validation
-description: "Judge.\n"
-doc_to_text: "{{text}}\nOpinion:\n"
-doc_to_target: label
-doc_to_choice: ["bad", "good {{text|length}}"]
-metric_list:
-  - metric: acc
-    aggregation: !function utils.mean
-"""
-TEMPLATE = """
-dataset_path: arc
-output_type: multiple_choice
-training_split: train
-validation_split: validation
-test_split: test
-doc_to_text: question
-doc_to_target: "{{choices.label.index(answerKey)}}"
-doc_to_choice: "{{choices.text}}"
-target_delimiter: "->"
-"""
-GENERATED = """
-dataset_path: questions
-output_type: generate_until
-training_split: train
-test_split: test
-doc_to_text: "Q: {{question}}\\nA:"
-doc_to_target: "{{answers}}"
-"""
 
-
-def written(folder: Path, text: str, name: str = "task.yaml") -> str:
-    (folder / name).write_text(text)
-    return str(folder / name)
-
-
-def rendered(folder: Path, text: str, row: dict[str, Any]) -> Any:
-    render = find(written(folder, text)).causal
-    assert render is not None
-    return render(row)
-
-
-def test_a_list_of_choices(tmp_path: Path) -> None:
-    """Description and prompt with their newlines as the harness has them, candidates behind a space, the index."""
-    found = rendered(tmp_path, LISTED, {"text": "fine film", "label": 1})
-    assert found.prompt == "Judge.\nfine film\nOpinion:\n"
-    assert found.candidates == (" bad", " good 9") and found.right == (1,)
-    task = find(str(tmp_path / "task.yaml"))
+def test_the_task_of_a_file(tmp_path: Path) -> None:
+    """Name, data set, splits, loss and metric; a test split goes before a validation split."""
+    task = find(str(written(tmp_path, LISTED)))
     assert (task.name, task.hub, task.subset, task.train, task.test) == (
         "opinion", "someone/opinions", "plain", "train", "validation",
     )  # fmt: skip
-    assert (task.loss, task.metric) == ("options", "accuracy")
-
-
-def test_choices_and_target_from_templates(tmp_path: Path) -> None:
-    """ARC's form: a list written by a template, the index by another, a delimiter of its own."""
-    row = {"question": "Which?", "choices": {"text": ["one", "it's two"], "label": ["A", "B"]}, "answerKey": "B"}
-    found = rendered(tmp_path, TEMPLATE, row)
-    assert found.prompt == "Which?" and found.candidates == ("->one", "->it's two") and found.right == (1,)
-    assert find(str(tmp_path / "task.yaml")).test == "test"
-
-
-def test_the_target_may_be_the_option_itself(tmp_path: Path) -> None:
-    """A text that is one of the options, a truth value, and one that is none of them."""
-    text = LISTED.replace("doc_to_target: label", "doc_to_target: '{{said}}'").replace(
-        '"good {{text|length}}"', '"good"'
+    assert (task.loss, task.metric, task.untrained) == ("options", "accuracy", "")
+    assert task.harness is not None and task.harness.notes == () and not task.harness.normed
+    both = LISTED.replace("validation_split: validation", "validation_split: validation\ntest_split: test")
+    assert (
+        find(str(written(tmp_path, both + "dataset_kwargs: {revision: abc, trust_remote_code: true}\n"))).test == "test"
     )
-    assert rendered(tmp_path, text, {"text": "x", "said": "good"}).right == (1,)
-    assert rendered(tmp_path, LISTED, {"text": "x", "label": False}).right == (0,)
-    with pytest.raises(DataError, match="doc_to_target gives 'fair', none of .*Remedy"):
-        rendered(tmp_path, text, {"text": "x", "said": "fair"})
-
-
-def test_a_generated_answer(tmp_path: Path) -> None:
-    """The first answer is trained on, all count when one is generated, and F1 is measured."""
-    found = rendered(tmp_path, GENERATED, {"question": "Who?", "answers": ["Ann", "Ann B."]})
-    assert (found.prompt, found.candidates, found.answers) == ("Q: Who?\nA:", (" Ann",), ("Ann", "Ann B."))
-    task = find(str(tmp_path / "task.yaml"))
-    assert (task.loss, task.metric) == ("target", "f1")
-
-
-def test_include(tmp_path: Path) -> None:
-    """A file takes what it does not say itself from one beside it; never from another folder, never in a circle."""
-    written(tmp_path, LISTED, "_base")
-    task = find(written(tmp_path, "include: _base\ndataset_name: other\n"))
-    assert (task.subset, task.name) == ("other", "opinion")
-    for wrong in ("../_base", "/etc/passwd", "sub/_base"):
-        with pytest.raises(ConfigError, match="is not a file beside it. Remedy"):
-            find(written(tmp_path, f"include: {wrong}\n"))
-    with pytest.raises(ConfigError, match="circle"):
-        find(written(tmp_path, "include: task.yaml\n"))
+    assert find(str(tmp_path / "task.yaml")).revision == "abc"
+    asked = find(str(written(tmp_path, GENERATED)))
+    assert (asked.loss, asked.metric) == ("target", "f1")
+    # Without a metric_list the harness measures both accuracies.
+    plain = find(str(written(tmp_path, LISTED[: LISTED.index("metric_list")])))
+    assert plain.harness is not None and plain.harness.normed
 
 
 @pytest.mark.parametrize(
@@ -126,8 +50,25 @@ def test_include(tmp_path: Path) -> None:
             "doc_to_target is the function utils.target, code that is not run unasked. Remedy: read utils.py",
         ),
         (("output_type: multiple_choice", "output_type: loglikelihood_rolling"), "is not trained"),
-        (("description:", "process_docs: !function utils.docs\ndescription:"), "process_docs is Python"),
-        (('doc_to_choice: ["bad", "good {{text|length}}"]', ""), "has no doc_to_choice"),
+        (
+            ("description:", "process_docs: !function utils.docs\ndescription:"),
+            "process_docs is the function utils.docs, code that is not run unasked. .*; or prepare the rows",
+        ),
+        (("description:", "use_prompt: promptsource:x\ndescription:"), "use_prompt is not read here"),
+        (("description:", "doc_to_image: image\ndescription:"), "doc_to_image is not read here"),
+        (("description:", "custom_dataset: !function utils.rows\ndescription:"), "custom_dataset is not read here"),
+        (("description:", "descripton: x\ndescription:"), "'descripton' is no field of a task"),
+        (("task: opinion", "task: [a, b]"), "is a group of tasks. Remedy: name its tasks one by one"),
+        (("doc_to_target: label\n", ""), "has no doc_to_target"),
+        (
+            ("description:", "dataset_kwargs: {data_dir: x, field: y}\ndescription:"),
+            "dataset_kwargs has data_dir, field",
+        ),
+        (("description:", "dataset_kwargs: [x]\ndescription:"), r"dataset_kwargs is \['x'\]"),
+        (
+            ("description:", "dataset_kwargs: {data_files: x.jsonl}\ndescription:"),
+            "data_files are read with dataset_path",
+        ),
         (("task: opinion", "task: [unclosed"), "is not valid YAML"),
     ],
 )
@@ -136,7 +77,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, change: tuple[str, st
     assert change[0] in LISTED
     (tmp_path / "utils.py").write_text("raise SystemExit('run')\n")
     with pytest.raises(ConfigError, match=said):
-        find(written(tmp_path, LISTED.replace(*change)))
+        find(str(written(tmp_path, LISTED.replace(*change))))
 
 
 @pytest.mark.parametrize(
@@ -145,26 +86,20 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, change: tuple[str, st
         (("training_split: train\n", ""), "has no training_split, so it is not trained on. Remedy"),
         (("training_split: train\n", "training_split: validation\n"), "tests on the split 'validation', so it is not"),
         (("validation_split: validation\n", ""), "tests on the split 'train', so it is not"),
+        (("training_split: train\n", "training_split: validation[:50%]\n"), "is a part of a split, which may hold"),
     ],
 )
 def test_what_is_tested_is_not_trained_on(tmp_path: Path, change: tuple[str, str], said: str) -> None:
     """Such a task gives rows to evaluate on, and none to train or to choose settings on."""
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split, "label": 1}) + "\n")
-    task = written(tmp_path, LISTED.replace(*change))
+    task = str(written(tmp_path, LISTED.replace(*change)))
     config = TrainConfig(model="m", task=task, data_dir=tmp_path, output_dir=tmp_path / "run")
     source = load_source(config, training=False)
     assert source.train is None and source.eval is not None and len(source.eval.rows) == 1
     for training, part in ((True, "test"), (False, "dev")):
         with pytest.raises(ConfigError, match=said):
             load_source(dataclasses.replace(config, eval_split=part), training)
-
-
-def test_a_choice_template_runs_nothing(tmp_path: Path) -> None:
-    """What a template writes is read as a literal: an expression is refused."""
-    text = LISTED.replace('["bad", "good {{text|length}}"]', "'{{text}}'")
-    with pytest.raises(DataError, match="doc_to_choice gives no list"):
-        rendered(tmp_path, text, {"text": "[__import__('os').getcwd()]", "label": 0})
 
 
 def test_the_rows_of_a_run(tmp_path: Path) -> None:
@@ -174,7 +109,7 @@ def test_the_rows_of_a_run(tmp_path: Path) -> None:
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     hashes = []
     for prompt in ("Opinion", "Verdict"):
-        task = written(tmp_path, LISTED.replace("Opinion", prompt))
+        task = str(written(tmp_path, LISTED.replace("Opinion", prompt)))
         config = TrainConfig(model="m", task=task, data_dir=tmp_path, output_dir=tmp_path / "run", train_rows=4)
         source = load_source(config)
         assert source.train is not None and source.eval is not None
@@ -183,59 +118,13 @@ def test_the_rows_of_a_run(tmp_path: Path) -> None:
     assert hashes[0][0] != hashes[1][0] and hashes[0][1] == hashes[1][1]
 
 
-CODED = LISTED.replace("{{text}}\\nOpinion:\\n", "X").replace('doc_to_text: "X"', "doc_to_text: !function utils.ask")
-CODED = CODED.replace("doc_to_target: label", "doc_to_target: !function utils.right")
-CODED = CODED.replace('["bad", "good {{text|length}}"]', "!function utils.choices")
-UTILS = """
-def ask(doc):
-    return "Is it good? " + doc.pop("text")
-def right(doc):
-    return 1 - doc["label"]
-def choices(doc):
-    return ["no", "yes"]
-"""
-
-
-def test_functions_of_the_folder_run_when_allowed(tmp_path: Path) -> None:
-    """Prompt, choices and target from Python beside the file; the row itself stays; other code is another task."""
-    (tmp_path / "utils.py").write_text(UTILS)
-    file = written(tmp_path, CODED)
-    with pytest.raises(
-        ConfigError, match="doc_to_text is the function utils.ask, code that is not run unasked. .*--allow"
-    ):
-        find(file)
-    task, row = find(file, allow_code=True), {"text": "fine film", "label": 1}
-    assert task.causal is not None
-    found = task.causal(row)
-    assert (found.prompt, found.candidates, found.right) == ("Judge.\nIs it good? fine film", (" no", " yes"), (0,))
-    assert row == {"text": "fine film", "label": 1}
-    with pytest.raises(DataError, match="doc_to_target, utils.right, failed: KeyError: 'label'. Remedy"):
-        task.causal({"text": "x"})
-    (tmp_path / "utils.py").write_text(UTILS + "\n# changed\n")
-    assert find(file, allow_code=True).digest != task.digest
-
-
-@pytest.mark.parametrize(
-    "name", ["../utils.ask", "sub.utils.ask", "/x/utils.ask", "utils", ".ask", "utils.", "link.ask"]
-)
-def test_functions_of_other_folders_never_run(tmp_path: Path, name: str) -> None:
-    """Neither a path, nor a package, nor a link leads out of the file's folder."""
-    inner = tmp_path / "inner"
-    (inner / "sub").mkdir(parents=True)
-    for folder in (tmp_path, inner / "sub"):
-        (folder / "utils.py").write_text("raise SystemExit('run')\n")
-    (inner / "link.py").symlink_to(tmp_path / "utils.py")
-    with pytest.raises(ConfigError, match="(no function of a file beside it|is not valid YAML).*Remedy"):
-        find(written(inner, CODED.replace("utils.ask", name)), allow_code=True)
-
-
 def test_a_run_cannot_allow_itself_code(tmp_path: Path) -> None:
     """Only the flag does: the key in a run's config is an error, and a config that is written never has it."""
     (tmp_path / "utils.py").write_text(UTILS)
     for split, count in (("train", 6), ("validation", 3)):
         rows = [{"text": f"{split} {n}", "label": n % 2} for n in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    file = written(tmp_path, CODED)
+    file = str(written(tmp_path, CODED))
     config = TrainConfig(
         model="m", task=file, data_dir=tmp_path, output_dir=tmp_path / "run", train_rows=4, allow_task_code=True
     )
@@ -246,3 +135,133 @@ def test_a_run_cannot_allow_itself_code(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(config.to_yaml() + "allow_task_code: true\n")
     with pytest.raises(ConfigError, match="allow_task_code cannot be set by a file.*--allow-task-code"):
         read_file(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("more", "stop", "most", "notes"),
+    [
+        ("", ("\n\n",), 256, ()),
+        ('fewshot_delimiter: "##"\n', ("##",), 256, ()),
+        (
+            "generation_kwargs: {until: ['.', ';'], max_gen_toks: 9, do_sample: false, temperature: 0.7}",
+            (".", ";"),
+            9,
+            (),
+        ),
+        (
+            "generation_kwargs: {until: 'x', max_new_tokens: 8, num_beams: 1, do_sample: false, temperature: 1}",
+            ("x",),
+            8,
+            (),
+        ),
+        ("generation_kwargs: {until: [], max_tokens: 3}", (), 3, ()),
+        (
+            "generation_kwargs: {until: ['.'], do_sample: true, temperature: 0.7, top_p: 0.9}",
+            (".",),
+            256,
+            ("generation_kwargs: do_sample, temperature, top_p are left out, an answer is greedy",),
+        ),
+        ("generation_kwargs: {until: ['.'], temperature: 0.0}", (".",), 256, ()),
+        (
+            "num_fewshot: 5\nrepeats: 2\nprocess_results: !function utils.score\nfilter_list: [{name: x, filter: []}]\n"
+            "metric_list: [{metric: exact_match}, {metric: f1}, {metric: !function utils.rouge}]",
+            ("\n\n",),
+            256,
+            (
+                "num_fewshot is 5, and no demonstrations are shown",
+                "metric_list: exact_match, utils.rouge is not measured, token F1 is",
+                "process_results is not applied",
+                "filter_list is not applied",
+                "repeats is 2, and each answer is asked for once",
+            ),
+        ),
+        ("num_fewshot: 0\nmetadata: {version: 1}\ntag: [x]\nshould_decontaminate: true\n", ("\n\n",), 256, ()),
+    ],
+)
+def test_what_is_left_out_is_said(
+    more: str, stop: tuple[str, ...], most: int, notes: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Where an answer ends is the file's; what the harness would do besides is named, and nothing else is."""
+    harness = find(str(written(tmp_path, GENERATED + more))).harness
+    assert harness is not None
+    assert (harness.stop, harness.most_tokens, harness.notes) == (stop, most, notes)
+
+
+def test_metrics_of_choices(tmp_path: Path) -> None:
+    """acc and acc_norm are measured, others are named."""
+    file = LISTED.replace("    aggregation: !function utils.mean\n", "  - metric: acc_norm\n  - metric: mcc\n")
+    harness = find(str(written(tmp_path, file))).harness
+    assert harness is not None and harness.normed
+    assert harness.notes == ("metric_list: mcc is not measured, accuracy is",)
+
+
+@pytest.mark.parametrize("wrong", ["{until: 3}", "{until: ['']}", "{max_gen_toks: 0}", "{max_gen_toks: x}", "x"])
+def test_generation_that_makes_no_sense(wrong: str, tmp_path: Path) -> None:
+    """Neither texts nor numbers."""
+    with pytest.raises(ConfigError, match="task.yaml: generation_kwargs (has until|is 'x').*Remedy"):
+        find(str(written(tmp_path, GENERATED + f"generation_kwargs: {wrong}\n")))
+
+
+def test_notes_are_printed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """When the rows of a run are read."""
+    for split in ("train", "validation"):
+        lines(tmp_path / f"{split}.jsonl", [{"text": split, "label": 1}] * 4)
+    file = str(written(tmp_path, LISTED + "num_fewshot: 4\n"))
+    config = TrainConfig(model="m", task=file, data_dir=tmp_path, output_dir=tmp_path / "run")
+    with caplog.at_level(logging.WARNING, logger="zotune"):
+        load_source(config)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file}: num_fewshot is 4, and no demonstrations are shown (docs/tasks.md)."
+    ]
+
+
+FILES = LISTED.replace("dataset_path: someone/opinions\ndataset_name: plain", "dataset_path: json")
+
+
+def test_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Of each split, one or several, beside the file or in the working folder; --data-dir goes before, and says so."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "task").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder, name in (("task", "a1"), ("task", "a2"), ("here", "test"), ("here", "validation"), ("here", "train")):
+        lines(tmp_path / folder / f"{name}.jsonl", [{"text": f"{folder} {name}", "label": 1}] * 2)
+    kwargs = "dataset_kwargs:\n  data_files:\n    train: a*.jsonl\n    validation: [test.jsonl]\n"
+    file = str(written(tmp_path / "task", FILES + kwargs))
+    config = TrainConfig(model="m", task=file, train_rows=8, output_dir=tmp_path / "run")
+    source = load_source(config)
+    assert source.train is not None and source.eval is not None
+    assert {row["text"] for row in source.train.rows} <= {"task a1", "task a2"}
+    assert [row["text"] for row in source.eval.rows] == ["here test"] * 2
+    with caplog.at_level(logging.WARNING, logger="zotune"):
+        other = load_source(dataclasses.replace(config, data_dir=tmp_path / "here"))
+    assert other.eval is not None and other.eval.rows[0]["text"] == "here validation"
+    assert "opinion: its own data_files are left aside for --data-dir" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ("data_files: none.jsonl", "'none.jsonl' is neither in the working folder nor beside the file. Remedy"),
+        ("data_files: both.jsonl", "'both.jsonl' is in the working folder and beside the file. Remedy: a whole path"),
+        ("data_files: rows.csv", "rows.csv is no file of dataset_path json"),
+        ("data_files: {validation: 3}", "data_files names 3. Remedy"),
+        ("data_files: !function utils.rows", "data_files names '!function utils.rows'"),
+    ],
+)
+def test_data_files_that_cannot_be_had(kwargs: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never another file in their place."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (tmp_path, tmp_path / "here"):
+        (folder / "both.jsonl").write_text("{}")
+    (tmp_path / "rows.csv").write_text("text\n")
+    with pytest.raises(ConfigError, match=says):
+        find(str(written(tmp_path, FILES + f"dataset_kwargs:\n  {kwargs}\n")))
+
+
+def test_a_split_without_files(tmp_path: Path) -> None:
+    """A text or a list is the split `train`, as the package datasets has it; others are named."""
+    lines(tmp_path / "rows.jsonl", [{"text": "x", "label": 1}])
+    file = str(written(tmp_path, FILES + "dataset_kwargs: {data_files: rows.jsonl}\n"))
+    with pytest.raises(DataError, match="data_files has no split 'validation', it has train. Remedy"):
+        load_source(TrainConfig(model="m", task=file, output_dir=tmp_path / "run"))

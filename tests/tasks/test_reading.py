@@ -8,7 +8,8 @@ import pytest
 
 from zotune.data.rendered import Rendered
 from zotune.errors import DataError
-from zotune.objective.options import ANSWER_TOKENS, Choice, OptionLikelihood
+from zotune.objective.choice import ANSWER_TOKENS, Choice
+from zotune.objective.options import OptionLikelihood
 from zotune.tasks.reading import drop, squad
 
 SQUAD = {

@@ -11,10 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.tasks.harness import LISTED, UTILS, lines, written
 
 from zotune.errors import ConfigError, DataError, UserError
 from zotune.tasks import find
-from zotune.tasks.rows import Wanted, rows_of, split_file
+from zotune.tasks.rows import Wanted, rows_of, split_file, typed
 
 
 @pytest.fixture
@@ -100,27 +101,6 @@ def test_split_file_errors(tmp_path: Path) -> None:
         split_file(tmp_path, "train")
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, ...]]]:
-    """`hub(answer)`: a stand-in for the package datasets that notes its calls and answers, or raises."""
-
-    def put(answer: Any) -> list[tuple[Any, ...]]:
-        calls: list[tuple[Any, ...]] = []
-
-        def load_dataset(path: str, name: str | None, *, split: str, revision: str | None) -> Any:
-            calls.append((path, name, split, revision))
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
-
-        module = ModuleType("datasets")
-        module.load_dataset = load_dataset  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "datasets", module)
-        return calls
-
-    return put
-
-
 def test_hub(hub: Any) -> None:
     """The hub id, the subset and the official split are what is asked for."""
     rows = [{"premise": "p", "hypothesis": "h", "label": 0}] * 4
@@ -133,11 +113,82 @@ def test_hub(hub: Any) -> None:
 def test_hub_errors(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline, and without the package: one sentence with the remedy."""
     hub(ConnectionError("no network\nand more"))
-    with pytest.raises(UserError, match="nyu-mll/glue cannot be loaded from the hub: no network Remedy: .*--data-dir"):
+    with pytest.raises(
+        UserError,
+        match="mnli: the data set nyu-mll/glue cannot be loaded .*: no network. Remedy: .*--data-dir",
+    ):
         rows_of(find("mnli"), Wanted())
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"datasets is not installed. Remedy: pip install 'zotune\[data\]'"):
         rows_of(find("mnli"), Wanted())
+
+
+ORDER = [{"text": f"row {n}", "label": n % 2} for n in range(1200)]
+
+
+def test_documents_of_the_harness_keep_their_order(tmp_path: Path) -> None:
+    """All of them, or the first so many; the training sample is one of the seed as before."""
+    lines(tmp_path / "train.jsonl", ORDER)
+    lines(tmp_path / "validation.jsonl", ORDER)
+    task = find(str(written(tmp_path, LISTED)))
+    train, test = rows_of(task, Wanted(data_dir=tmp_path, train_rows=10))
+    assert test == ORDER and len(train) == 10 and train != ORDER[:10]
+    assert rows_of(task, Wanted(data_dir=tmp_path, eval_rows=7, training=False)) == ([], ORDER[:7])
+
+
+def test_process_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's function gets a whole split as the package datasets has it, on every split; without it, a sentence."""
+    (tmp_path / "utils.py").write_text(UTILS)
+    for split in ("train", "validation"):
+        lines(tmp_path / f"{split}.jsonl", [{"text": f"{split} {n}", "label": n % 3 - 1} for n in range(6)])
+    task = find(str(written(tmp_path, LISTED + "process_docs: !function utils.docs\n")), allow_code=True)
+    wanted = Wanted(data_dir=tmp_path, train_rows=2)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"process_docs works on the package datasets, which is not installed. Remedy"):
+        rows_of(task, wanted)
+    module = ModuleType("datasets")
+    module.Dataset = Split  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    train, test = rows_of(task, wanted)
+    assert [row["text"] for row in test] == ["VALIDATION 1", "VALIDATION 2", "VALIDATION 4", "VALIDATION 5"]
+    assert all(row["text"].startswith("TRAIN") and row["label"] >= 0 for row in train)
+    lines(tmp_path / "validation.jsonl", [{"text": "x", "label": -1}])
+    with pytest.raises(DataError, match="process_docs leaves no row"):
+        rows_of(task, wanted)
+
+
+class Split(list[dict[str, Any]]):
+    """As much of datasets.Dataset as the tests' function uses."""
+
+    @staticmethod
+    def from_list(rows: list[dict[str, Any]]) -> Split:
+        """Rows as such a split."""
+        return Split(rows)
+
+    def filter(self, keep: Callable[[dict[str, Any]], bool]) -> Split:
+        """Those that `keep` holds for."""
+        return Split(row for row in self if keep(row))
+
+    def map(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Split:
+        """Each with what `change` gives."""
+        return Split(row | change(row) for row in self)
+
+
+def test_columns_of_numbers(tmp_path: Path) -> None:
+    """A csv column that is numbers throughout is one for a task of the harness, to which a number is an index."""
+    rows = [
+        {"a": "1", "b": "-2", "c": "1.5", "d": "True", "e": "1", "f": "1_0", "g": "", "h": "x"},
+        {"a": "03", "b": "+4", "c": "2e3", "d": "false", "e": "x", "f": "2", "g": "1", "h": "nan"},
+    ]
+    first, second = typed(rows)
+    assert first == {"a": 1, "b": -2, "c": 1.5, "d": True, "e": "1", "f": "1_0", "g": "", "h": "x"}
+    assert second == {"a": 3, "b": 4, "c": 2000.0, "d": False, "e": "x", "f": "2", "g": "1", "h": "nan"}
+    (tmp_path / "validation.csv").write_text("text,label\nx,1\ny,0\n")
+    lines(tmp_path / "train.jsonl", ORDER[:2])
+    task = find(str(written(tmp_path, LISTED.replace('["bad", "good"]', '["1", "0"]'))))
+    assert task.causal is not None
+    test = rows_of(task, Wanted(data_dir=tmp_path, training=False))[1]
+    assert [task.causal(row).right for row in test] == [(1,), (0,)]
 
 
 def test_real_folders(shared_data: Path) -> None:

@@ -12,7 +12,7 @@ from zotune.evaluate import Evaluation, evaluate
 from zotune.load import load_tokenizer
 from zotune.objective.base import Example
 from zotune.objective.label_words import LabelWords
-from zotune.objective.options import ANSWER_TOKENS, OptionLikelihood
+from zotune.objective.options import OptionLikelihood
 from zotune.objective.tokens import Ids, TextCoder
 from zotune.session import Session
 
@@ -54,10 +54,10 @@ def demonstrated(session: Session, shots: int, seed: int = 0) -> list[Example]:
     answered = [(*coder.split(e.prompt)[1], *e.options[e.label], *gap) for e in session.examples]
     # One generator for all rows, in their order: its seed has 32 bits on a CPU, too few to tell rows apart as well.
     generator = torch.Generator().manual_seed(seed)
-    generated = objective.for_evaluation().metric == "f1"
+    answer = objective.choice.answer_tokens if isinstance(objective, OptionLikelihood) else 0
     found = []
     for example in asked:
-        longest = max(*map(len, example.options), ANSWER_TOKENS + 1 if generated else 0)
+        longest = max(*map(len, example.options), answer + 1)
         # The last token of a candidate is predicted, never fed.
         room = objective.max_length - (longest - 1) - len(example.prompt)
         drawn = torch.randperm(len(answered), generator=generator)[:shots].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,11 @@ app.command("doctor")(doctor.command)
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, the error's own code, 2 for usage, 130 or 143 for a signal."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    if several and arguments and arguments[0] in NAMES - {"train", "resume"}:
+        text = f"`zotune {arguments[0]}` is for one process. Remedy: start it without torchrun."
+        leads = os.environ.get("RANK", "0") == "0"
+        sys.exit(fail(text, 2, as_json="--json" in arguments) if leads else 2)
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="zotune", standalone_mode=False)

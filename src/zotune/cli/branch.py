@@ -51,7 +51,7 @@ def changed(pairs: Sequence[str]) -> dict[str, Any]:
         )
     unknown = next((name for name in given if name not in OPTIONS), None)
     if unknown is not None:
-        from zotune.resolve import nearest
+        from zotune.arguments import nearest
 
         raise ConfigError(
             f"--set names the unknown option {unknown!r}.{nearest(unknown, OPTIONS)} Remedy: correct its name; the "

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 NAMES = (
     "model", "data_format", "text_column", "label_column", "completion_column", "template", "label_words", "labels",
-    "objective", "max_new_tokens", "task", "data_dir", "data_seed", "shots", "train_rows", "max_length",
+    "objective", "reward", "reward_weights", "metric", "max_new_tokens", "temperature", "stop", "task", "data_dir",
+    "data_seed", "shots", "train_rows", "max_length",
     "trust_remote_code", "allow_task_code",
 )  # fmt: skip
 
@@ -74,7 +75,10 @@ def _summary(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     lengths = found["lengths"]
     yield "tokens", f"{lengths['shortest']} to {lengths['longest']} a row, half of them up to {lengths['median']:g}"
     yield "cut", f"{found['cut']} of {found['rows']} rows do not fit max_length {found['max_length']}"
-    yield "scored", f"{found['scored']:,} tokens that are right"
+    if "objective" in found:
+        yield "objective", found["objective"]
+    else:
+        yield "scored", f"{found['scored']:,} tokens that are right"
     options = found.get("label_tokens", ())
     told = check_words([option["text"].strip() for option in options], [option["ids"] for option in options])
     if told:

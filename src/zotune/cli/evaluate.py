@@ -10,6 +10,7 @@ import typer
 from zotune.cli.frame import Json, Session, TrustReward, execute
 from zotune.cli.options import values_of, with_options
 from zotune.config import NEVER_FROM_FILE, TrainConfig
+from zotune.data.hub import EVAL, placed
 from zotune.errors import ConfigError
 from zotune.option import flag
 from zotune.run import RunPaths
@@ -95,7 +96,7 @@ def config_of(run: Path | None, values: dict[str, Any]) -> TrainConfig:
         for name in ("model", "eval"):
             if name not in values and not (name == "eval" and "task" in values):
                 raise ConfigError(f"{name} is missing. Remedy: name a run folder, or give --model and --eval.")
-        rows = {} if "task" in values else {"train": values["eval"]}
+        rows = {} if "task" in values else {"train": placed(Path(values["eval"]), EVAL)}
         return resolve({**rows, "output_dir": ".", "steps": 0, **values}).absolute()
     if "model" in values:
         raise ConfigError("a run and --model were given. Remedy: give one of them.")

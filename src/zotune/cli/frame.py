@@ -89,7 +89,7 @@ def execute(body: Callable[[Session], Any], as_json: bool, show: Callable[[Sessi
         code = _fail(session, error, _stopped("stopped by SIGTERM", session.run), 143, as_json)
         raise typer.Exit(_left(session, code)) from None
     except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
+        if _is_shortage(error):
             raise typer.Exit(_left(session, fail(_out_of_memory(error), 8, as_json))) from None
         from zotune.versions import explained
 
@@ -147,11 +147,20 @@ def _flush() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
 
 
+def _is_shortage(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from zotune.machine import is_shortage
+
+    return is_shortage(error)
+
+
 def _out_of_memory(error: Exception) -> str:
-    said = (str(error).strip() or "out of memory").splitlines()[0].rstrip(".")
+    from zotune.machine import shortage_said
+
     return (
-        f"{said}. No recorded step is lost. Remedy: `zotune plan` with the same options says which part is the "
-        "largest; a smaller --rows-per-forward or --eval-batch-size, or --dtype bfloat16, needs less."
+        f"{shortage_said(error)}. No recorded step is lost. Remedy: `zotune plan` with the same options says which "
+        "part is the largest; a smaller --rows-per-forward or --eval-batch-size, or --dtype bfloat16, needs less."
     )
 
 

@@ -29,6 +29,17 @@ def command(
     reuse_mb: Annotated[
         int | None, typer.Option(help="MB for activations below the scope that are kept; 0: none.", min=0)
     ] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Trackers to tell from here on. Those that the run's config names are not started unasked.",
+            show_default=False,
+        ),
+    ] = None,
+    graphs: Annotated[
+        str | None, typer.Option(help="Record forwards as CUDA graphs: auto, on or off.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Continue a run that was stopped or killed. It ends as if nothing had happened."""
@@ -41,6 +52,7 @@ def command(
             "reuse_mb": reuse_mb,
             "offload": offload,
             "scorer": scorer,
+            "graphs": graphs,
         }
         places = {name: value for name, value in given.items() if value is not None}
         session.run = run
@@ -51,7 +63,8 @@ def command(
             from zotune.track import tracked_run
             from zotune.train import resume
 
-            with tracked_run(paths, session.watch, session.leads) as watch:
+            named = None if track is None else [name.strip() for name in track.split(",") if name.strip()]
+            with tracked_run(paths, session.watch, named, session.leads) as watch:
                 return resume(
                     run,
                     watch,

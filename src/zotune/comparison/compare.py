@@ -21,6 +21,7 @@ from typing import Any
 from zotune.comparison.rows import Row
 from zotune.comparison.table import markdown
 from zotune.config import OPTIONS, TrainConfig
+from zotune.disk import refusal
 from zotune.durable import json_line, write_file
 from zotune.errors import ConfigError, RunError
 from zotune.lock import FolderLock
@@ -202,4 +203,4 @@ def _write(path: Path, text: str) -> None:
     try:
         write_file(path, text.encode("utf-8"))
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}. Remedy: choose another --output-dir.") from error
+        raise refusal(str(path), error, "choose another --output-dir") from error

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from zotune.arguments import nearest
 from zotune.config import OPTIONS, TrainConfig, takes_mask
 from zotune.errors import ConfigError
 from zotune.methods import METHODS, accepts
-from zotune.resolve import nearest
 
 UNTRAINED = ("zero-shot", "in-context", "linear-probe")
 GRADIENTS = ("adamw", "sgd")

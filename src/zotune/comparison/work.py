@@ -21,6 +21,7 @@ from zotune.comparison.rows import DEMONSTRATIONS, GRADIENTS, Row, comparable
 from zotune.config import TrainConfig
 from zotune.durable import json_line, write_file
 from zotune.errors import ConfigError, RunError, UserError
+from zotune.logged import timing_of
 from zotune.presets import with_preset
 from zotune.run import RunPaths
 from zotune.watch import Console, Watch
@@ -103,7 +104,7 @@ def _gradients(row: Row, watch: Watch) -> dict[str, Any]:
 
 def _zeroth_order(row: Row, watch: Watch) -> dict[str, Any]:
     """A run in its folder; one that is there goes on."""
-    from zotune.journal import StepRecord, read
+    from zotune.journal import StepRecord
     from zotune.resolve import config_of
     from zotune.train import resume, train
 
@@ -131,8 +132,8 @@ def _zeroth_order(row: Row, watch: Watch) -> dict[str, Any]:
         )
     else:
         result = train(config, watch)
-    header, records, _ = read(paths.journal)
-    timing = [json.loads(line) for line in paths.timing.read_text(encoding="utf-8").splitlines()]
+    header, records, _ = paths.recorded()
+    timing = timing_of(paths.timing)
     after = {name.removesuffix("_after"): value for name, value in result.items() if name.endswith("_after")}
     return {
         **after,
@@ -146,7 +147,7 @@ def _zeroth_order(row: Row, watch: Watch) -> dict[str, Any]:
         "forwards": result["forwards"],
         "seconds": sum(each["seconds"] for each in timing),
         "continued": begun,  # a process that was stopped wrote down no time: the seconds are those of the others
-        "peak_memory_bytes": max(each["peak_memory_bytes"] for each in timing),
+        "peak_memory_bytes": max((each.get("peak_memory_bytes", 0) for each in timing), default=0),
         "train_sha256": header["train_sha256"],
         "eval_sha256": header["eval_sha256"],
     }

@@ -16,7 +16,7 @@ _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "
 
 def messages(row: Row) -> tuple[list[Message], int]:
     """`messages`: a list of {role, content}. With it, the first message that may be scored."""
-    return _listed(field(row, "messages"), "messages", "role", "content"), 0
+    return listed(row, "messages"), 0
 
 
 def sharegpt(row: Row) -> tuple[list[Message], int]:
@@ -42,16 +42,44 @@ def alpaca(row: Row) -> tuple[list[Message], int]:
 
 def completion(row: Row) -> tuple[list[Message], int]:
     """`prompt` and `completion` as lists of messages: those of the prompt are not scored."""
-    before = _listed(field(row, "prompt"), "prompt", "role", "content")
-    after = _listed(field(row, "completion"), "completion", "role", "content")
+    before, after = listed(row, "prompt"), listed(row, "completion")
     return before + after, len(before)
 
 
 def question(tokenizer: Any, row: Row, column: str) -> tuple[list[Message], str]:
     """The messages of a column, and their text up to where the assistant answers. Raises as `render_chat`."""
-    found = _listed(field(row, column), column, "role", "content")
+    found = listed(row, column)
     _need_template(tokenizer)
     return found, _written(tokenizer, found, True)
+
+
+def listed(row: Row, column: str) -> list[Message]:
+    """The messages of a column. Raises DataError for anything else."""
+    return _listed(field(row, column), column, "role", "content")
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value looks like a list of messages, or like one in a csv cell."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("[{"))
+
+
+def answers(
+    tokenizer: Any, before: Sequence[Message], after: Sequence[Sequence[Message]]
+) -> tuple[str, tuple[str, ...]]:
+    """The messages `before` as text, up to where the assistant answers, and what follows with each of `after`.
+
+    Raises DataError for a template that writes the messages before otherwise once an answer stands behind them,
+    ConfigError for a tokenizer without a template.
+    """
+    _need_template(tokenizer)
+    wholes = [_written(tokenizer, [*before, *each], False) for each in after]
+    for ask in (True, False):
+        prompt = _written(tokenizer, before, ask)
+        if all(whole.startswith(prompt) for whole in wholes):
+            return prompt, tuple(whole[len(prompt) :].rstrip() for whole in wholes)
+    raise DataError(
+        "the chat template writes the prompt anew once an answer follows it. Remedy: give prompt and answers as texts."
+    )
 
 
 def _listed(value: Any, column: str, role: str, content: str) -> list[Message]:
@@ -104,12 +132,12 @@ def _need_template(tokenizer: Any) -> None:
 
 
 def _written(tokenizer: Any, chat: Sequence[Message], ask: bool) -> str:
-    from jinja2.exceptions import TemplateError
+    from zotune.data.chat_template import FAILURES, renderer
 
     try:
-        return str(tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=ask))
-    except (TemplateError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        return renderer(tokenizer)(chat, ask)
+    except FAILURES as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise DataError(
             f"the chat template refuses the row: {reason}. Remedy: correct the roles or their order."
         ) from error

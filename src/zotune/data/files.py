@@ -21,10 +21,12 @@ def read_rows(path: str | Path) -> list[Row]:
     `.csv`: RFC 4180 with a header line. `.tsv`: tabs with a header line, quotes are ordinary characters.
     Blank lines, CRLF and a byte order mark are accepted. Values of csv and tsv are strings.
     `.parquet`: one table, its values as Python ones; needs pyarrow.
-    Raises DataError naming file and line: no such file, other suffix, not UTF-8, bad row, no rows, half a surrogate
-    pair.
+    Raises DataError naming file and line: no such file, a folder, other suffix, not UTF-8, bad row, no rows, half a
+    surrogate pair.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder. Remedy: name a file in it; a folder of a task's files is --data-dir.")
     reader = _READERS.get(path.suffix.lower())
     if path.suffix.lower() == PARQUET:
         rows = _parquet(path, _bytes(path))

@@ -44,7 +44,7 @@ def look(config: TrainConfig) -> dict[str, Any]:
         "lengths": {"shortest": min(lengths), "median": median(lengths), "longest": max(lengths), "all": sum(lengths)},
         "max_length": config.max_length,
         "cut": sum(example.cut for example in examples),
-        "scored": sum(map(_scored, examples)),
+        **({"objective": objective.says} if config.generates else {"scored": sum(map(_scored, examples))}),
     }
     coder = TextCoder(tokenizer)
     if len({example.options for example in examples}) == 1 and len(examples[0].options) > 1:

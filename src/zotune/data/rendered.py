@@ -23,6 +23,7 @@ class Rendered:
     prompt: what is read. candidates: what may follow it, as they are (a space between is part of them).
     right: indices of the right candidates; the first is the one that is trained on. blank: the prompt without content,
     for calibration; None where there is no calibration. answers: texts that a generated answer is compared with.
+    sizes: characters of each candidate, where scores are also compared per character.
     """
 
     prompt: str
@@ -30,6 +31,7 @@ class Rendered:
     right: tuple[int, ...] = (0,)
     blank: str | None = None
     answers: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 Render = Callable[[Row], Rendered]
@@ -73,9 +75,10 @@ def from_json(value: Any, name: str) -> Any:
         return value
     try:
         found = json.loads(value)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, thousands of brackets
+        reason = getattr(error, "msg", None) or error
         raise DataError(
-            f"column {name!r} holds {value[:60]!r}, which is no JSON ({error.msg}). "
+            f"column {name!r} holds {value[:60]!r}, which is no JSON ({reason}). "
             "Remedy: write the list or object as JSON."
         ) from None
     if "\\u" in value and not encodable(found):

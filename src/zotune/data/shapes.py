@@ -29,13 +29,13 @@ SHAPES: Mapping[str, Shape] = {
     "sharegpt": Shape(("conversations",), "as messages, with from and value"),
     "alpaca": Shape(("instruction", "output"), "the output is scored after instruction and input"),
     "choices": Shape(("question", "choices", "answer"), "the choices are compared after the question"),
+    "preference": Shape(("chosen", "rejected"), "the chosen answer is compared with the rejected one after the prompt"),
     "tokens": Shape(("input_ids",), "the tokens whose label is not -100 are scored"),
 }
 # The shape of rows whose completions are generated: whatever their columns, a prompt is all that is read.
 PROMPT = "prompt"
 # Columns that may stand for others.
 _SAME = {"answer": ("answer", "answerKey")}
-_PAIRS = ("chosen", "rejected")
 
 
 def says(shape: str) -> str:
@@ -52,7 +52,7 @@ def has(row: Mapping[str, Any], column: str) -> bool:
 def shape_of(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     """The shape that the options or, without any that decide it, the first row's columns name.
 
-    Raises DataError where no shape fits, where several do, and for preference pairs.
+    Raises DataError where no shape fits, and where several do.
     """
     row = rows[0]
     if config.generates:
@@ -69,11 +69,6 @@ def shape_of(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> str:
         return "label"
     if config.completion_column is not None:
         return "completion"
-    if all(name in row for name in _PAIRS):
-        raise DataError(
-            "the rows are preference pairs (chosen, rejected), which no objective here learns from. Remedy: give the "
-            "chosen answers alone, as prompt and completion or as messages."
-        )
     found = [
         name
         for name, shape in SHAPES.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any, final
 
 from zotune.config import TrainConfig
 from zotune.data.files import read_rows
+from zotune.data.hub import EVAL, TRAIN, hub_rows
 from zotune.data.shapes import says, shape_of
 from zotune.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
@@ -19,7 +23,7 @@ Rows = list[dict[str, Any]]
 @final
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows, their SHA-256 (of the file, or of the task's rows), and the name that messages give them."""
+    """Rows, their SHA-256 (of the file; of the rows themselves for a task and the hub), and what messages call them."""
 
     rows: Rows
     sha256: str
@@ -52,16 +56,19 @@ def load_source(config: TrainConfig, training: bool = True) -> Source:
     if config.task is not None:
         return _of_task(config, training)
     assert config.train is not None
-    train = read_part(config.train)
+    train = read_part(config.train, TRAIN)
     try:
         shape = shape_of(config, train.rows)
     except DataError as error:
-        raise DataError(f"{config.train}: {error}") from None
-    return Source(train, read_part(config.eval) if config.eval else None, shape)
+        raise DataError(f"{train.name}: {error}") from None
+    return Source(train, read_part(config.eval, EVAL) if config.eval else None, shape)
 
 
-def read_part(path: Path) -> Part:
-    """The rows of a file."""
+def read_part(path: Path, split: str) -> Part:
+    """The rows of a file, or of a data set on the hub: of `split` unless it says which."""
+    found = hub_rows(path, split)
+    if found is not None:
+        return _part(found.read(), str(found))
     rows = read_rows(path)
     return Part(rows, sha256(path.read_bytes()).hexdigest(), str(path))
 
@@ -72,6 +79,8 @@ def _of_task(config: TrainConfig, training: bool) -> Source:
 
     assert config.task is not None
     task = find(config.task, config.allow_task_code)
+    if task.harness is not None and task.harness.notes:
+        _log.warning("%s: %s (docs/tasks.md).", config.task, "; ".join(task.harness.notes))
     wanted = Wanted(
         data_dir=config.data_dir,
         part=config.eval_split,
@@ -85,7 +94,7 @@ def _of_task(config: TrainConfig, training: bool) -> Source:
     if training and not train:
         raise DataError(f"task {task.name} has no rows left to train on. Remedy: lower --eval-rows or --shots.")
     evaluated = (
-        read_part(config.eval) if config.eval else _part(held_out, f"task {task.name}, {config.eval_split} rows")
+        read_part(config.eval, EVAL) if config.eval else _part(held_out, f"task {task.name}, {config.eval_split} rows")
     )
     return Source(_part(train, f"task {task.name}, training rows", task.digest) if training else None, evaluated, "")
 

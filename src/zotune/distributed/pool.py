@@ -10,6 +10,7 @@ as long as all machines compute the same losses; otherwise with those that the j
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 # Workers that may be lost, for each wanted one, without a single answer in between.
 _PATIENCE = 3
+# A cell is given to a second worker when the first has been at it for so many times as long as cells take, and so many
+# seconds at least.
+_SLOW, _LEAST = 5.0, 60.0
+_LOOK = 5.0  # seconds between two looks for such cells
 
 
 class Crew(ABC):
@@ -45,8 +50,8 @@ class Crew(ABC):
         """Begin `Worker.evaluate`."""
 
     @abstractmethod
-    def wait(self) -> tuple[int, bytes | None]:
-        """The next answer: the worker's number, and None when it is gone."""
+    def wait(self, seconds: float) -> tuple[int, bytes | None] | None:
+        """The next answer: the worker's number, and None for it when it is gone; None when none comes in time."""
 
     @abstractmethod
     def dismiss(self, number: int) -> None:
@@ -65,6 +70,7 @@ class _Member:
     known: int = 0  # records that it was sent
     joined: bool = False
     cell: tuple[int, int] | None = None  # the step and number of the cell it works on
+    since: float = 0.0  # when it was given it
 
 
 @final
@@ -93,6 +99,7 @@ class Pool(Sharing):
         self._told: list[bytes] = []
         self._session: Session | None = None
         self.traffic, self.joined, self.lost = Traffic(), 0, 0
+        self._usual = 0.0  # the longest that a cell took so far, in seconds
         for _ in range(wanted):
             self._hire()
         self.forget()
@@ -153,23 +160,46 @@ class Pool(Sharing):
         while len(answers) < len(cells):
             for number, member in self._members.items():
                 if waiting and member.joined and member.cell is None:
-                    member.cell = (step, waiting.popleft())
+                    member.cell, member.since = (step, waiting.popleft()), time.monotonic()
                     self._send(number, member, task_of(step, *cells[member.cell[1]]))
-            number, answer = self._crew.wait()
+            heard = self._crew.wait(_LOOK)
+            if heard is None:
+                waiting.extend(self._overdue(step, waiting, answers))
+                continue
+            number, answer = heard
             member = self._members[number]
             # A cell of an earlier step was left behind by an error that the step was left out for.
             own = member.cell[1] if member.cell is not None and member.cell[0] == step else None
             member.cell = None
             if answer is None:
-                waiting.extendleft([] if own is None else [own])
+                waiting.extendleft([] if own is None or own in answers or own in waiting else [own])
                 self._replace(number)
             elif not member.joined:
                 self._welcome(number, member, answer)
             elif own is not None:
                 self._losses_in_row = 0
+                self._usual = max(self._usual, time.monotonic() - member.since)
                 self.traffic.answers += len(answer)
-                answers[own] = content(answer, f"worker {number}")
+                if own in waiting:  # the worker that was slow has answered before another took its part
+                    waiting.remove(own)
+                answers.setdefault(own, content(answer, f"worker {number}"))
         return answers
+
+    def _overdue(self, step: int, waiting: Sequence[int], answers: Mapping[int, bytes]) -> list[int]:
+        """Cells whose one worker has been at them for much longer than usual, while another has nothing to do."""
+        at_work = [m for m in self._members.values() if m.cell is not None and m.cell[0] == step]
+        idle = sum(m.joined and m.cell is None for m in self._members.values())
+        late = time.monotonic() - max(_LEAST, _SLOW * self._usual)
+        found: list[int] = []
+        for member in at_work:
+            assert member.cell is not None
+            cell = member.cell[1]
+            alone = sum(other.cell == member.cell for other in at_work) == 1
+            if member.since < late and alone and cell not in answers and cell not in waiting and len(found) < idle:
+                found.append(cell)
+        if found:
+            self._say(f"{len(found)} parts of step {step} take long; other workers take them too.")
+        return found
 
     def _send(self, number: int, member: _Member, task: bytes) -> None:
         records = self._told[member.known :]

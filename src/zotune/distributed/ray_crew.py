@@ -8,11 +8,26 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from typing import Any, final
 
 from zotune.distributed.pool import Crew
 from zotune.distributed.worker import Worker
 from zotune.errors import ConfigError, UserError
+
+
+def _reach(address: str) -> None:
+    """Raises ConfigError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return  # a word of Ray's own, such as auto
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray cluster at {address}: {error}. Remedy: `ray start --head` there, or another --address."
+        ) from None
 
 
 @final
@@ -36,6 +51,8 @@ class RayCrew(Crew):
         self._calls: dict[Any, int] = {}
         self._with_gpu: set[int] = set()
         own: dict[str, Any] = {} if address else {"num_cpus": workers + gpu_workers, "include_dashboard": False}
+        if address:
+            _reach(address)
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -54,9 +71,12 @@ class RayCrew(Crew):
     def evaluate(self, number: int, records: bytes, task: bytes) -> None:
         self._calls[self._actors[number].evaluate.remote(records, task)] = number
 
-    def wait(self) -> tuple[int, bytes | None]:
+    def wait(self, seconds: float) -> tuple[int, bytes | None] | None:
         ready: list[Any] = []
+        until = time.monotonic() + seconds
         while not ready:  # in small parts, so that signals get through
+            if time.monotonic() > until:
+                return None
             ready, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=0.2)
         number = self._calls.pop(ready[0])
         try:

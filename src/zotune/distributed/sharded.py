@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from inspect import signature
 from typing import Any, final
 
 import torch
@@ -40,6 +41,8 @@ def shard(model: nn.Module, device: torch.device, process_group: Any) -> nn.Modu
     """Share out the weights of a model, which every process holds, over a process group; each part lies on `device`.
 
     Block by block, so that a forward needs the weights of one block at a time, and of what lies outside all blocks.
+    What has no memory, as the parameters of banks, is left whole in each process. Raises ConfigError where torch is too
+    old for that.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
@@ -47,9 +50,17 @@ def shard(model: nn.Module, device: torch.device, process_group: Any) -> nn.Modu
     if device.type == "cpu":
         give_back_freed()
     mesh = DeviceMesh.from_group(process_group, device.type)
+    left: dict[str, Any] = {}
+    whole = {parameter for parameter in model.parameters() if parameter.dim() and not any(parameter.stride())}
+    if whole:
+        if "ignored_params" not in signature(fully_shard).parameters:
+            raise ConfigError("a bank over a sharded model needs torch 2.7. Remedy: pip install 'torch>=2.7'.")
+        left["ignored_params"] = whole
+        for parameter in whole:  # one number, seen many times: so on the device too
+            parameter.data = parameter.data.as_strided((), ()).to(device).expand(parameter.shape)
     for block in blocks_of(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh, **left)
+    fully_shard(model, mesh=mesh, **left)
     return model
 
 

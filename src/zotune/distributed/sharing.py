@@ -19,11 +19,13 @@ class Sharing(ABC):
     """Who evaluates what of a step. Abstract: `deal`, `keep` and `gather`.
 
     examples, units: of the step's micro-batches so far, whoever evaluates them. in_step: whether processes with other
-    micro-batches must run the same forwards, since each forward takes the weights of all.
+    micro-batches must run the same forwards, since each forward takes the weights of all. own: whether each process is
+    given micro-batches of its own.
     """
 
     mode: str = ""
     in_step = False
+    own = False
     examples = 0
     units = 0
 

@@ -106,6 +106,7 @@ class Vllm(Server):
                 model=order.model,
                 dtype=order.dtype,
                 trust_remote_code=trust,
+                load_format="safetensors",
                 enable_prefix_caching=False,
                 enable_lora=True,
                 max_loras=slots,

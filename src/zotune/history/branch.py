@@ -8,26 +8,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zotune.config import FIXED, NEVER_FROM_FILE, TrainConfig
+from zotune.config import FIXED, INPUTS, NEVER_FROM_FILE, TrainConfig
+from zotune.data.hub import EVAL, TRAIN, hub_rows
+from zotune.data.source import load_source, read_part
 from zotune.errors import ConfigError, DataError, RunError
 from zotune.history.steps import check_step, count_steps, first_steps, hash_at, make_folder
-from zotune.journal import read as read_journal
+from zotune.methods import METHODS
 from zotune.nonfinite import skipped
 from zotune.records import StepRecord, encode, encode_header
-from zotune.resolve import resolve
+from zotune.resolve import config_of, resolve
 from zotune.run import RunPaths
+
+# What decides the rows of a task.
+_OF_TASKS = ("task", "data_dir", "data_seed", "shots", "train_rows", "eval_rows", "eval_split", "eval")
+# Options that name rows, and the split of those on the hub.
+_ROWS = {"train": TRAIN, "eval": EVAL}
 
 
 def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Make the run folder `to` with the first `step` steps of `run` (None: all of them) and changed options.
 
     `zotune resume` continues it. The parent is only read. Raises RunError for a step that the run has not and for a
-    folder `to` with content, ConfigError for an option of FIXED and for values that are wrong.
+    folder `to` with content, ConfigError for an option of FIXED, for one of INPUTS where the method reads the layers'
+    inputs, and for values that are wrong.
     """
     begun = time.perf_counter()
     paths = RunPaths(run).check()
     data = paths.journal.read_bytes()
-    header, records, _ = read_journal(paths.journal)
+    header, records, _ = paths.recorded()
     step = count_steps(records) if step is None else step
     check_step(paths.folder, step, records)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -40,7 +48,7 @@ def branch(run: str | Path, step: int | None, to: Path, changes: Mapping[str, An
     new = {
         **header,
         "config": config.course(),
-        **{f"{name}_sha256": _sha256(getattr(config, name)) for name in ("train", "eval") if name in changes},
+        **_rows(config, changes),
         "branch": {"step": step, "journal_sha256": hashlib.sha256(data).hexdigest()},
     }
     shared = first_steps(records, step)
@@ -76,9 +84,18 @@ def _config(paths: RunPaths, header: dict[str, Any], to: Path, changes: Mapping[
             f"{', '.join(fixed)} cannot be changed by a branch: the shared steps were taken with it. "
             "Remedy: start another run; --to names the folder."
         )
+    method = config_of(paths).method
+    reads = method in METHODS and not METHODS[method].replayable
+    read = sorted(set(INPUTS) & set(changes)) if reads else []
+    if read:
+        raise ConfigError(
+            f"{', '.join(read)} cannot be changed by a branch: {method} reads the layers' inputs, and a replay of the "
+            "shared steps needs the same ones. Remedy: start another run."
+        )
     config = resolve({**changes, "output_dir": to}, paths.config).absolute()
     recorded, now = header.get("config", {}), config.course()
-    edited = [name for name in FIXED if name in recorded and recorded[name] != now[name]]
+    kept = (*FIXED, *(INPUTS if reads else ()))
+    edited = [name for name in kept if name in recorded and name in now and recorded[name] != now[name]]
     if edited:
         raise RunError(
             f"{paths.config} was changed since the run began: {', '.join(edited)}. Remedy: restore it, then branch."
@@ -86,9 +103,19 @@ def _config(paths: RunPaths, header: dict[str, Any], to: Path, changes: Mapping[
     return config
 
 
-def _sha256(path: Path | None) -> str:
+def _rows(config: TrainConfig, changes: Mapping[str, Any]) -> dict[str, str]:
+    """The header's hashes of the rows that the changes replace. Those of a task are read for it."""
+    if config.task is not None and set(changes) & set(_OF_TASKS):
+        source = load_source(config)
+        return {"train_sha256": source.first.sha256, "eval_sha256": source.eval.sha256 if source.eval else ""}
+    return {f"{n}_sha256": _sha256(getattr(config, n), split) for n, split in _ROWS.items() if n in changes}
+
+
+def _sha256(path: Path | None, split: str) -> str:
     if path is None:
         return ""
+    if hub_rows(path, split) is not None:
+        return read_part(path, split).sha256
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from zotune.history.steps import check_step
-from zotune.journal import read as read_journal
 from zotune.load import load_to_replay, load_tokenizer
 from zotune.model_folder import refuse_filled, save_folder
 from zotune.resolve import config_of
@@ -25,7 +24,7 @@ def checkout(
     """
     begun = time.perf_counter()
     paths = RunPaths(run).check()
-    check_step(paths.folder, step, read_journal(paths.journal)[1])
+    check_step(paths.folder, step, paths.recorded()[1])
     refuse_filled(to, force)
     config = config_of(paths, trust_remote_code)
     model, offload = load_to_replay(config)

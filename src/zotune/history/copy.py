@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zotune.aside import whole_folder
+from zotune.disk import refusal
 from zotune.errors import RunError
 from zotune.history.steps import count_steps
 from zotune.journal import read as read_journal
@@ -37,7 +38,7 @@ def copy(run: str | Path, to: Path, snapshots: bool = True) -> dict[str, Any]:
             (aside / paths.journal.name).write_bytes(data[: len(data) - torn])
             count = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
     except OSError as error:
-        raise RunError(f"{to} cannot be written: {error.strerror or error}. Remedy: choose another folder.") from error
+        raise refusal(str(to), error, "choose another folder") from error
     return {"to": str(to), "steps": count_steps(records), "bytes": count}
 
 

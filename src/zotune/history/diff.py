@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zotune.journal import read as read_journal
 from zotune.records import HashRecord, Record, StepRecord, encode
 from zotune.run import RunPaths
 
@@ -17,7 +16,7 @@ def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
     records. `first_hash`: the first step after which both recorded a hash and the hashes differ. `config`, `header`:
     name to the pair of values.
     """
-    (header_a, records_a), (header_b, records_b) = (read_journal(RunPaths(run).check().journal)[:2] for run in (a, b))
+    (header_a, records_a), (header_b, records_b) = (RunPaths(run).check().recorded()[:2] for run in (a, b))
     steps_a, steps_b = _steps(records_a), _steps(records_b)
     differing = (step for step in sorted({*steps_a, *steps_b}) if _bytes(steps_a, step) != _bytes(steps_b, step))
     first = next(differing, None)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zotune.aside import whole_folder
+from zotune.disk import written
 from zotune.errors import RunError
 from zotune.records import HashRecord, Record, StepRecord, encode, parse_header
 
@@ -39,12 +40,6 @@ def shortened(data: bytes, records: Sequence[Record]) -> bytes:
 
 def make_folder(folder: Path, files: dict[str, bytes]) -> None:
     """A folder with these files that appears under its name only when whole. Raises RunError."""
-    try:
-        with whole_folder(folder) as aside:
-            for name, data in files.items():
-                (aside / name).write_bytes(data)
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written: {error.strerror}. Remedy: free space or permissions there, or name "
-            "another folder."
-        ) from error
+    with written(folder, "change its permissions, or name another folder"), whole_folder(folder) as aside:
+        for name, data in files.items():
+            (aside / name).write_bytes(data)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
+from zotune.disk import refusal
 from zotune.durable import write_file
 from zotune.errors import RunError
 from zotune.history.steps import count_steps, first_steps, hash_at, make_folder, shortened
 from zotune.journal import read as read_journal
 from zotune.run import RunFolder, RunPaths
+from zotune.snapshot import discard
 
 
 def undo(run: str | Path, steps: int) -> dict[str, Any]:
@@ -39,10 +41,7 @@ def undo(run: str | Path, steps: int) -> dict[str, Any]:
         try:
             write_file(paths.journal, shortened(data, remaining))
         except OSError as error:
-            raise RunError(
-                f"{paths.journal} cannot be written: {error.strerror}. Remedy: free space or permissions there; "
-                "nothing was undone."
-            ) from error
+            raise refusal(str(paths.journal), error, "change its permissions; nothing was undone") from error
         folder.cut_metrics(sum(row["step"] <= left for row in folder.metrics()))
     return {"steps": left, "undone": steps, "recorded_sha256": hash_at(remaining, left), "kept": str(kept)}
 
@@ -59,6 +58,6 @@ def _keep(paths: RunPaths) -> Path:
 def _drop_snapshots(folder: Path, after: int) -> None:
     for path in folder.glob("step-*"):
         if path.name[5:].isdecimal() and int(path.name[5:]) > after:
-            shutil.rmtree(path, ignore_errors=True)
-            if path.exists():
+            discard(path)
+            if os.path.lexists(path):
                 raise RunError(f"{path} cannot be deleted. Remedy: delete it, then undo again.")

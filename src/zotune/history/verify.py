@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from zotune.errors import RunError
-from zotune.journal import read as read_journal
 from zotune.load import load_to_replay
 from zotune.rebuild import current_sha256
 from zotune.records import HashRecord
@@ -25,7 +24,7 @@ def verify(run: str | Path, watch: Watch, trust_remote_code: bool = False) -> di
     """
     begun = time.perf_counter()
     paths = RunPaths(run).check()
-    header, records, torn = read_journal(paths.journal)
+    header, records, torn = paths.recorded()
     hashes = [record for record in records if isinstance(record, HashRecord)]
     if not hashes:
         raise RunError(

@@ -58,7 +58,10 @@ __all__ = [
 @final
 @dataclass(frozen=True)
 class Method:
-    """A row: the factory `build(model, **arguments)`, its paper, and what it costs."""
+    """A row: the factory `build(model, **arguments)`, its paper, and what it costs.
+
+    forwards_per_step is an expression over the recorded arguments and, where it grows, the step's number from 0.
+    """
 
     name: str
     build: Callable[..., ZerothOrder]
@@ -71,7 +74,15 @@ class Method:
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
-        Method("mezo", MeZO, "2305.17333", "1 if feedback == 'residual' else 2 * queries", "none", True),
+        Method(
+            "mezo",
+            MeZO,
+            "2305.17333",
+            "1 if feedback == 'residual' else 2 * queries if samples_over is None "
+            "else 2 * max(1, min(step, samples_over) * queries // samples_over)",
+            "none; with moments a key and a number per past direction, with scaling one number per tensor",
+            True,
+        ),
         Method("sparse_mezo", SparseMeZO, "2402.15751", "2 * queries", "one threshold per tensor", True),
         Method(
             "lozo",
@@ -86,7 +97,7 @@ METHODS: dict[str, Method] = {
             AGZO,
             "2601.17261",
             "queries + 1 if sided == 'one' else 2 * queries + 1",
-            "a basis of the step: rank * columns per linear layer",
+            "a basis of the step: rank * inputs per layer",
             False,
         ),
         Method(
@@ -94,7 +105,7 @@ METHODS: dict[str, Method] = {
             AIMZO,
             "2609.35257",
             "probes + 1",
-            "a basis: width * columns per linear layer",
+            "a basis: width * inputs per layer",
             False,
         ),
         Method("curvzo", CurvZO, "2603.21725", "2 * queries", "one score per tensor", True),

@@ -14,9 +14,12 @@ takes central differences for one forward more, as the ports and the comparison 
 Scale. The paper's Z has norm near sqrt(m r), MeZO's sqrt(m n). With normalize="rms" (the default) the norms agree, so
 that eps and lr near MeZO's serve; the paper's own radius, 1e-7 to 1e-4, belongs to normalize="none".
 
-Differs from the paper in: `normalize`, `queries`; tables and convolutions, layers that are not `nn.Linear`, and layers
-that the centre pass does not reach get a dense z, since they show no inputs; a weight used several times in a forward
-shows its first inputs, padded positions included; with micro-batches the basis comes from the first one.
+A layer y = x W (GPT-2's) has its inputs at the rows of W: there Z = A R'. Whatever multiplies a matrix in scope with
+activations shows its inputs, not linear modules alone.
+
+Differs from the paper in: `normalize`, `queries`; tables, convolutions and matrices that no product of the centre pass
+meets get a dense z, since they show no inputs, and a scope of nothing else is refused; a weight used several times in a
+forward shows its first inputs, padded positions included; with micro-batches the basis comes from the first one.
 Differs from the released code in: not compared, it was not available to us.
 """
 
@@ -29,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.arguments import checked
 from zotune.direction import Factors, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe, TwoSided
@@ -42,14 +46,17 @@ from zotune.rule import Sgd
 class InputSpan(OrDense):
     """`Z = R A'`, A the leading directions of the layer's inputs of this step; nothing outlives the step."""
 
+    of_matrices = True
     reads_inputs = True
 
     def __init__(self, rank: int, rounds: int, law: Law, normalize: Normalize) -> None:
         super().__init__(law, rank)
         self.rounds, self.normalize = rounds, normalize
         self._bases: dict[str, tuple[int, Tensor]] = {}  # (step, A), A in the weight's dtype
+        self._turned: set[str] = set()  # the weights of layers x @ W, whose columns are not those of H
 
-    def see(self, target: Target, key: Key, inputs: Tensor) -> None:
+    def see(self, target: Target, key: Key, inputs: Tensor, transposed: bool = False) -> None:
+        (self._turned.add if transposed else self._turned.discard)(target.name)
         rank, start = min(self.rank, inputs.shape[1]), Key(key.seed, key.step, 0, Purpose.BASIS)
         with torch.inference_mode(False), torch.no_grad():
             h = inputs.to(torch.float64)
@@ -61,9 +68,10 @@ class InputSpan(OrDense):
         step, basis = self._bases.get(target.name, (-1, None))
         if basis is None or step != key.step:
             return None
-        rank = basis.shape[1]
-        u = self.left(target, key)[:, :rank].to(target.data.dtype)
-        return Factors(u, basis, (len(basis) / rank) ** 0.5 if self.normalize == "rms" else 1.0)
+        rank, turned = basis.shape[1], target.name in self._turned
+        random = (self.right if turned else self.left)(target, key)[:, :rank].to(target.data.dtype)
+        scale = (len(basis) / rank) ** 0.5 if self.normalize == "rms" else 1.0
+        return Factors(basis, random, scale) if turned else Factors(random, basis, scale)
 
     def observe(self, targets: Sequence[Target], probes: Sequence[Probe]) -> None:
         self._bases.clear()
@@ -72,8 +80,9 @@ class InputSpan(OrDense):
         self._bases.clear()
 
     def state_elements(self, targets: Sequence[Target]) -> int:
-        columns = sum(target.matrix_shape[1] for target in targets if target.data.dim() >= 2)
-        return columns * self.rank + super().state_elements(targets)
+        # A layer x @ W is known for one once it was seen.
+        inputs = sum(t.matrix_shape[t.name not in self._turned] for t in targets if t.data.dim() >= 2)
+        return inputs * self.rank + super().state_elements(targets)
 
 
 def span(inputs: Tensor, omega: Tensor, rounds: int) -> Tensor:
@@ -101,6 +110,7 @@ class OneSided(Estimator):
         return [Probe(Key(seed, step, q), (loss - centre) / steps, (loss, centre)) for q, loss in enumerate(losses[1:])]
 
 
+@checked
 def AGZO(
     model: nn.Module,
     lr: float = 1e-6,

@@ -16,9 +16,13 @@ without it eps is constant. A layer with fewer than K inputs has them all as its
 The centre's loss is recorded, but a leave-one-out estimate does not use it: N + 1 forwards for N coefficients.
 With K = k = h = r and eta_q without bound a step's Q is one round of AGZO's power iteration from the last step's Q.
 
-Differs from the paper in: what an `nn.Linear` does not show (tables, vectors, other layers) gets a dense z; a weight
-used several times shows its first inputs, padded positions included; with micro-batches Q learns from the first one; a
-layer that the centre pass does not reach keeps its Q. Q is computed in float64 and kept in float32.
+A layer y = x W (GPT-2's) has its inputs at the rows of W: there Z_i = Q_i b_i a_i' with the same norm. Whatever
+multiplies a matrix in scope with activations shows its inputs, not linear modules alone.
+
+Differs from the paper in: what shows no inputs (tables, vectors, convolutions) gets a dense z, and a scope of nothing
+else is refused; a weight used several times shows its first inputs, padded positions included; with micro-batches Q
+learns from the first one; a layer that the centre pass does not reach keeps its Q. Q is computed in float64 and kept in
+float32.
 Differs from the released code in: not compared line by line; probes never write a weight here.
 """
 
@@ -32,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.arguments import checked
 from zotune.direction import Factors, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe
@@ -42,35 +47,44 @@ from zotune.rule import Sgd
 
 # The first basis of a run is drawn where no query's numbers are.
 _FIRST = 2**32 - 1
+_TURNED = "/turned"  # in the state, behind a parameter's name
 
 
 @final
 class MaintainedSpan(OrDense):
     """Rank-one z of norm sqrt(m n) in the span of columns of a basis that follows the layer's inputs."""
 
+    of_matrices = True
     reads_inputs = True
 
     def __init__(self, width: int, head: int, active: int, rate: float, law: Law, probes: int = 1) -> None:
         super().__init__(law, 1)
         self.probes = probes
         self.width, self.head, self.active_columns, self.rate = width, head, active, rate
-        self._kept: dict[str, Tensor] = {}  # Q after the last step, (columns, width) float32
+        self._kept: dict[str, Tensor] = {}  # Q after the last step, (inputs, width) float32
         self._next: dict[str, tuple[int, Tensor]] = {}  # (step, Q) of the step that is under way
         self._made: dict[tuple[str, Key], Factors] = {}
+        self._turned: set[str] = set()  # the weights of layers x @ W, at whose rows the inputs are
 
-    def see(self, target: Target, key: Key, inputs: Tensor) -> None:
+    def see(self, target: Target, key: Key, inputs: Tensor, transposed: bool = False) -> None:
+        (self._turned.add if transposed else self._turned.discard)(target.name)
         with torch.inference_mode(False), torch.no_grad():
             h, basis = inputs.to(torch.float64), self._kept.get(target.name)
-            q = self._first(target, key) if basis is None else basis.to(h)
+            fits = basis is not None and len(basis) == h.shape[1]  # not after a change of sides
+            q = basis.to(h) if basis is not None and fits else self._first(target, key)
             q = orthonormal(q + self.rate / len(h) * (h.T @ (h @ q)))
             self._next[target.name] = key.step, q.to(torch.float32)
         self._made.clear()
 
+    def _inputs(self, target: Target) -> int:
+        """How many inputs the layer has, as far as is known: the columns of x @ W', the rows of x @ W."""
+        return target.matrix_shape[target.name not in self._turned]
+
     def _first(self, target: Target, key: Key) -> Tensor:
-        columns = target.matrix_shape[1]
-        width, key = min(self.width, columns), Key(key.seed, 0, _FIRST, Purpose.BASIS)
-        start = kernels.noise("gaussian", key, target.name, 0, columns * width, target.data.device)
-        return orthonormal(start.view(columns, width).to(torch.float64))
+        inputs = self._inputs(target)
+        width, key = min(self.width, inputs), Key(key.seed, 0, _FIRST, Purpose.BASIS)
+        start = kernels.noise("gaussian", key, target.name, 0, inputs * width, target.data.device)
+        return orthonormal(start.view(inputs, width).to(torch.float64))
 
     def factors(self, target: Target, key: Key) -> Factors | None:
         step, basis = self._next.get(target.name, (-1, None))
@@ -86,10 +100,12 @@ class MaintainedSpan(OrDense):
         columns = self.columns(target.name, key, basis.shape[1]).to(basis.device)
         at = Key(key.seed, key.step, key.query, Purpose.BASIS)
         b = kernels.noise("gaussian", at, target.name, 0, len(columns), basis.device).to(torch.float64)
-        a, v = self.left(target, key), basis[:, columns].to(torch.float64) @ b
+        turned, v = target.name in self._turned, basis[:, columns].to(torch.float64) @ b
+        a = (self.right if turned else self.left)(target, key)
         dtype, (rows, width) = target.data.dtype, target.matrix_shape
         scale = (rows * width) ** 0.5 / float(a.to(torch.float64).norm())
-        return Factors(a.to(dtype), (v / v.norm()).unsqueeze(1).to(dtype), scale)
+        a, v = a.to(dtype), (v / v.norm()).unsqueeze(1).to(dtype)
+        return Factors(v, a, scale) if turned else Factors(a, v, scale)
 
     def columns(self, name: str, key: Key, width: int) -> Tensor:
         """Which columns of a basis of `width` a probe uses, (k,) int64: the head, and as many of the tail as fit."""
@@ -108,18 +124,20 @@ class MaintainedSpan(OrDense):
         self._made.clear()
 
     def state(self) -> State:
-        return dict(self._kept)
+        return self._kept | {name + _TURNED: torch.tensor(1) for name in self._turned & self._kept.keys()}
 
     def load_state(self, state: State) -> None:
         self._next.clear()
         self._made.clear()
-        self._kept = dict(state)
+        self._kept = {name: basis for name, basis in state.items() if not name.endswith(_TURNED)}
+        self._turned = {name.removesuffix(_TURNED) for name in state if name.endswith(_TURNED)}
 
     def state_elements(self, targets: Sequence[Target]) -> int:
         # The basis of before stays until the step is over; the factors of all probes are kept during the step.
-        shapes = [target.matrix_shape for target in targets if target.data.dim() >= 2]
-        bases = sum(2 * columns * min(self.width, columns) for _, columns in shapes)
-        return bases + self.probes * sum(map(sum, shapes)) + super().state_elements(targets)
+        matrices = [target for target in targets if target.data.dim() >= 2]
+        bases = sum(2 * inputs * min(self.width, inputs) for inputs in map(self._inputs, matrices))
+        factors = self.probes * sum(sum(target.matrix_shape) for target in matrices)
+        return bases + factors + super().state_elements(targets)
 
 
 @final
@@ -151,6 +169,7 @@ class LeaveOneOut(Estimator):
         return [Probe(Key(seed, step, i), (loss - mean) / steps, (loss,)) for i, loss in enumerate(losses[1:])]
 
 
+@checked
 def AIMZO(
     model: nn.Module,
     lr: float = 5e-4,

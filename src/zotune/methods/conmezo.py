@@ -29,6 +29,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Probe, TwoSided
@@ -111,6 +112,7 @@ class Cone(Direction):
         return self.u.state_elements(targets) + self.size + 1
 
 
+@checked
 def ConMeZO(
     model: nn.Module,
     lr: float = 1e-6,

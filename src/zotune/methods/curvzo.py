@@ -30,6 +30,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe, TwoSided
@@ -191,6 +192,7 @@ class Clipped(Estimator):
         self.mean = float(state["mean"])
 
 
+@checked
 def CurvZO(
     model: nn.Module,
     lr: float = 1e-6,

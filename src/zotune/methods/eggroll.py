@@ -13,7 +13,8 @@ matrix of rank r N / 2 in factors. With r = 1 and N = 2 the direction is that of
 sign: s+ - s- = +-2.
 
 Differs from the paper in: fitness is standardised over the population, not within groups of prompts; the update is
-plain, where the paper lets any optimizer take it; lr has no factor for sigma and N (the released code's step is
+plain, where the paper lets any optimizer take it; a scope of vectors alone, which would be evolution strategies with
+pairs of dense noise, is refused; lr has no factor for sigma and N (the released code's step is
 sigma sqrt(N) times this one at the same lr). Defaults are ours: rank 1 and pairs are the paper's, N 32, eps 1e-3 and
 lr 5e-4 follow 2509.24372.
 Differs from the released code in: PyTorch, any model; noise is drawn anew in every step. The code itself was not
@@ -26,6 +27,7 @@ from typing import Any
 
 from torch import nn
 
+from zotune.arguments import checked
 from zotune.low_rank import LowRank
 from zotune.noise import Law
 from zotune.optimizer import ZerothOrder
@@ -33,6 +35,7 @@ from zotune.population import Pairs
 from zotune.rule import Sgd
 
 
+@checked
 def EGGROLL(
     model: nn.Module,
     lr: float = 5e-4,

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense
 from zotune.noise import Law
 from zotune.optimizer import ZerothOrder
@@ -28,6 +29,7 @@ from zotune.population import OneSided
 from zotune.rule import Sgd
 
 
+@checked
 def ES(
     model: nn.Module,
     lr: float = 5e-4,

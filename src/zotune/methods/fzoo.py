@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense
 from zotune.noise import Law
 from zotune.optimizer import ZerothOrder
@@ -29,6 +30,7 @@ from zotune.population import OneSided
 from zotune.rule import Sgd
 
 
+@checked
 def FZOO(
     model: nn.Module,
     lr: float = 1e-5,

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, Factors, Signed, Target, Together
 from zotune.errors import ConfigError, UserError
 from zotune.estimate import Estimator, Point, Probe
@@ -54,8 +55,6 @@ class PerExample(Estimator):
     def __init__(self, eps: float, normalize: Literal["std", "none"], floor: float, clip: float | None) -> None:
         if not 0 < eps < math.inf:
             raise ConfigError(f"eps must be a positive number, got {eps}. Remedy: 1e-3 is GRZO's.")
-        if normalize not in ("std", "none"):
-            raise ConfigError(f"normalize must be std or none, got {normalize!r}. Remedy: std is GRZO's.")
         if not 0 < floor < math.inf:
             raise ConfigError(f"floor must be a positive number, got {floor}. Remedy: 1e-8.")
         if clip is not None and not clip > 0:
@@ -65,16 +64,19 @@ class PerExample(Estimator):
     def points(self, seed: int, step: int) -> list[Point]:
         return [Point(Key(seed, step), side, each=True) for side in (self.eps, -self.eps)]
 
+    def check_examples(self, count: int) -> None:
+        if self.normalize == "std" and count < 2:
+            raise UserError(
+                "grzo divides by the spread among the examples of a step, and this step has one. "
+                'Remedy: more examples per step, or normalize="none".'
+            )
+
     def probes(self, seed: int, step: int, losses: Sequence[float]) -> list[Probe]:
         count = len(losses) // 2
+        self.check_examples(count)
         both = list(zip(losses[:count], losses[count:], strict=True))
         differences = [plus - minus for plus, minus in both]
         if self.normalize == "std":
-            if count < 2:
-                raise UserError(
-                    "grzo divides by the spread among the examples of a step, and this step has one. "
-                    'Remedy: more examples per step, or normalize="none".'
-                )
             spread = deviation(differences) + self.floor
             differences = [value / spread for value in differences]
         if self.clip is not None:
@@ -112,8 +114,6 @@ class SignFlips(Direction):
     in_parts = True
 
     def __init__(self, form: Form, rank: int, interval: int, law: Law) -> None:
-        if form not in ("dense", "low_rank", "strict"):
-            raise ConfigError(f"form must be dense, low_rank or strict, got {form!r}. Remedy: dense is GRZO's.")
         self.form = form
         self._u: Rounded | LowRank = Rounded(law) if form == "dense" else LowRank(rank, interval, law)
         self._interval = interval
@@ -200,6 +200,7 @@ def _signs_of(target: Target) -> str:
     return f"{target.name} (signs)"
 
 
+@checked
 def GRZO(
     model: nn.Module,
     lr: float = 1e-7,

@@ -23,11 +23,12 @@ asked for, so that H stays 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe, check_queries, check_radius
@@ -168,6 +169,7 @@ class Curved(Direction):
         return self.z.state_elements(targets) + kept
 
 
+@checked
 def HiZOO(
     model: nn.Module,
     lr: float = 1e-6,
@@ -183,8 +185,6 @@ def HiZOO(
     """HiZOO on `model`; `options` are those of `ZerothOrder`. Raises ConfigError unless 0 <= smoothing < 1."""
     if not 0 <= smoothing < 1:
         raise ConfigError(f"smoothing must be in [0, 1), got {smoothing}. Remedy: 1e-8 is HiZOO's, 0 is MeZO.")
-    if curvature not in get_args(Curvature):
-        raise ConfigError(f"curvature is {curvature!r}. Remedy: use one of {', '.join(get_args(Curvature))}.")
     plan = ThreePoint(eps, queries)
     return ZerothOrder(
         model,

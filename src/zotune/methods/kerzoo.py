@@ -26,6 +26,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe
@@ -73,6 +74,7 @@ class Kernel(Estimator):
         return found
 
 
+@checked
 def KerZOO(
     model: nn.Module,
     lr: float = 1e-6,

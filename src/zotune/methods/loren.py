@@ -20,7 +20,8 @@ pass over the noise for each direction.
 
 Memory: a, n numbers a matrix. momentum > 0 adds one number per weight: M <- momentum M + ghat, W <- W - lr M.
 
-Differs from the paper in: momentum is 0 by default; we had the abstract, the code and notes on the text, not the text.
+Differs from the paper in: momentum is 0 by default; a scope of vectors alone, where nothing has a curvature, is
+refused; we had the abstract, the code and notes on the text, not the text.
 Differs from the released code in: rows, not the flattened matrix (see form); vectors are not shaped; momentum, where it
 is asked for, decays once a step, not once for each of the K directions (its beta_1 is 0.9); a takes the gradient
 above, where the code's is multiplied by eps^2 sqrt(rho), which leaves a where it began; the other sign of the root.
@@ -30,12 +31,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe, check_queries, check_radius
@@ -80,6 +82,7 @@ def above_mean(losses: Sequence[float]) -> list[float]:
 class RankOne(Direction):
     """s = H^-1/2 u up to sqrt(damping), with H the rank-one curvature that a describes; vectors get u."""
 
+    of_matrices = True
     by_elements = True
 
     def __init__(self, law: Law, damping: float, lr_cov: float, spread: float, form: Form, keep: int) -> None:
@@ -183,6 +186,7 @@ def _along(x: Tensor, a: Tensor) -> Tensor:
     return (x.to(torch.float64) * a.to(torch.float64)).sum(1, keepdim=True)
 
 
+@checked
 def LOREN(
     model: nn.Module,
     lr: float = 1e-6,
@@ -207,8 +211,6 @@ def LOREN(
     for name, value in (("lr_cov", lr_cov), ("spread", spread)):
         if not 0 <= value < math.inf:
             raise ConfigError(f"{name} must be a number >= 0, got {value}. Remedy: leave it out for the default.")
-    if form not in get_args(Form):
-        raise ConfigError(f"form is {form!r}. Remedy: rows is the paper's, flat is the released code's.")
     return ZerothOrder(
         model,
         lr=lr,

@@ -14,7 +14,8 @@ lr act on entries of variance 1, as in MeZO, and carry over between ranks: eps_n
 lr_none = lr_rms / rank give the same run.
 
 Differs from the paper in: `normalize`; `law="rademacher"` is offered; tensors of more than two dimensions are matrices
-of (first, product of the others). Within a window the change of W is one rank-r adapter (sum_t -lr c_t U_t) V'.
+of (first, product of the others); a scope of vectors alone, where nothing but MeZO would be left, is refused. Within a
+window the change of W is one rank-r adapter (sum_t -lr c_t U_t) V'.
 Differs from the released code in: V and U are pure functions of the window and the step, so the step that refreshes V
 is applied along the direction it probed (there the released code's update has cosine -0.05 with its probe).
 """
@@ -25,6 +26,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from zotune.arguments import checked
 from zotune.estimate import TwoSided
 from zotune.low_rank import LowRank
 from zotune.noise import Law
@@ -32,6 +34,7 @@ from zotune.optimizer import ZerothOrder
 from zotune.rule import Sgd
 
 
+@checked
 def LoZO(
     model: nn.Module,
     lr: float = 1e-6,

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from zotune.arguments import checked
 from zotune.estimate import TwoSided
 from zotune.low_rank import LowRank
 from zotune.momentum import Momentum
@@ -31,6 +32,7 @@ from zotune.noise import Law
 from zotune.optimizer import ZerothOrder
 
 
+@checked
 def LoZOM(
     model: nn.Module,
     lr: float = 1e-6,

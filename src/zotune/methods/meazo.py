@@ -29,6 +29,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, Factors, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import Probe, TwoSided
@@ -115,6 +116,7 @@ class Grouped(Direction):
         return self._z.state_elements(targets)
 
 
+@checked
 def MEAZO(
     model: nn.Module,
     lr: float = 1e-5,

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, TwoSided
@@ -31,6 +32,7 @@ from zotune.optimizer import ZerothOrder
 from zotune.rule import Sgd
 
 
+@checked
 def MeZO(
     model: nn.Module,
     lr: float = 1e-6,
@@ -74,7 +76,7 @@ def MeZO(
         lr=lr,
         direction=Dense(law) if scaling is None else Rescaled(law, scaling, scales),
         estimator=_estimator(eps, queries, samples_over, feedback),
-        rule=Sgd() if moments is None else PastProbes(moments, beta1, beta2, history),
+        rule=Sgd() if moments is None else PastProbes(moments, beta1, beta2, history, queries=queries),
         seed=seed,
         method="mezo",
         arguments=arguments,

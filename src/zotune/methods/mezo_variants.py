@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, final
 
 import torch
@@ -102,7 +103,13 @@ class PastProbes(Rule):
     in_parts = True
 
     def __init__(
-        self, moments: Moments, beta1: float, beta2: float, history: int | None = None, zeta: float = 1e-8
+        self,
+        moments: Moments,
+        beta1: float,
+        beta2: float,
+        history: int | None = None,
+        zeta: float = 1e-8,
+        queries: int = 1,
     ) -> None:
         for name, beta in (("beta1", beta1), ("beta2", beta2)):
             if not 0 <= beta < 1:
@@ -113,10 +120,11 @@ class PastProbes(Rule):
         # Squares want a mean over some steps even where the first moment has none: of one step it would be a sign.
         least = _SQUARES if moments == "adam" else 1
         self.history = history if history is not None else max(_significant(beta1), least)
-        self.past: list[list[Probe]] = []  # of each step, the oldest first
+        self.queries = queries  # at most, in a step
+        self.past: list[list[Probe]] = []  # of each step, the oldest first; their losses are of no use
 
     def begin(self, probes: Sequence[Probe]) -> None:
-        self.past = [*self.past, list(probes)][-self.history :]
+        self.past = [*self.past, [replace(probe, losses=()) for probe in probes]][-self.history :]
 
     def update(self, block: Block, probes: Sequence[Probe], lr: float, weight_decay: float) -> Tensor:
         value = decayed(block, lr, weight_decay)
@@ -169,6 +177,9 @@ class PastProbes(Rule):
             steps.setdefault(step, []).append(Probe(Key(high << 32 | low, step, query), coef, ()))
         self.past = list(steps.values())
 
+    def state_elements(self, targets: Sequence[Target]) -> int:
+        return 4 * self.queries * self.history  # the three numbers of a key, and the coefficient
+
 
 def _significant(beta: float) -> int:
     """How many powers of beta are above what is negligible, 1 included."""
@@ -180,7 +191,10 @@ def _significant(beta: float) -> int:
 
 @final
 class Rescaled(Direction):
-    """`z / d` with one d per tensor; the update gets `d z` (variance) or `z` (expectation) through its gain."""
+    """`z / d` with one d per tensor; the update gets `d z` (variance) or `z` (expectation) through its gain.
+
+    z / d is rounded once, and all that moves along it takes that: rows that are looked up, sums, updates.
+    """
 
     def __init__(self, law: Law, scaling: Scaling, scales: Mapping[str, float] | None = None) -> None:
         self.z, self.scaling, self.given = Dense(law), scaling, scales
@@ -210,13 +224,13 @@ class Rescaled(Direction):
         return d * d if self.scaling == "variance" else d
 
     def block(self, target: Target, key: Key, start: int, stop: int) -> Tensor:
-        return self.z.block(target, key, start, stop) * (1 / self.d[target.name])
+        return self._over(target, self.z.block(target, key, start, stop))
 
     def rows(self, target: Target, key: Key, rows: Tensor) -> Tensor:
-        return self.z.rows(target, key, rows) * (1 / self.d[target.name])
+        return self._over(target, self.z.rows(target, key, rows))
 
-    def add(self, target: Target, key: Key, start: int, w: Tensor, scales: Sequence[float]) -> list[Tensor]:
-        return self.z.add(target, key, start, w, [scale / self.d[target.name] for scale in scales])
+    def _over(self, target: Target, z: Tensor) -> Tensor:
+        return z.to(torch.promote_types(target.data.dtype, torch.float32)) * (1 / self.d[target.name])
 
     def state_elements(self, targets: Sequence[Target]) -> int:
         return len(self.d) + self.z.state_elements(targets)

@@ -11,18 +11,20 @@ about an eighteenth of one of 4 bits over the same weights, and wants that much 
 length below lr C |z|: with few bits a slope can be off by orders of magnitude.
 
 Differs from the paper in: `queries` directions are averaged, each slope clipped before; parameters that are no scales
-(another scope) are not kept from going below zero; `law="rademacher"` is offered.
+(another scope) move too, not kept from going below zero, which is said; `law="rademacher"` is offered.
 Differs from the released code in: not compared, only its README was available to us.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point, Probe, TwoSided
@@ -30,6 +32,8 @@ from zotune.noise import Law
 from zotune.optimizer import ZerothOrder
 from zotune.quantised.scales import PARAMETER
 from zotune.rule import Block, Rule, Sgd
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -66,6 +70,7 @@ class NotBelowZero(Rule):
         return value.clamp(min=0) if block.target.name.rpartition(".")[2] == PARAMETER else value
 
 
+@checked
 def QZO(
     model: nn.Module,
     lr: float = 1e-7,
@@ -79,9 +84,9 @@ def QZO(
 ) -> ZerothOrder:
     """QZO on `model`, whose scope should be "scales"; `options` are those of `ZerothOrder`.
 
-    Raises ConfigError unless `clip` is a positive number.
+    A scope that holds others is said on the logger. Raises ConfigError unless `clip` is a positive number.
     """
-    return ZerothOrder(
+    optimizer = ZerothOrder(
         model,
         lr=lr,
         direction=Dense(law),
@@ -92,3 +97,11 @@ def QZO(
         arguments={"eps": eps, "clip": clip, "law": law, "queries": queries},
         **options,
     )
+    others = [name for name in optimizer.names if name.rpartition(".")[2] != PARAMETER]
+    if others:
+        logger.warning(
+            "qzo trains the scales of packed layers, and %d of %d parameters in scope are none, such as %s: these move "
+            "as with mezo, their slope clipped. Remedy: --quantize and --scope scales.",
+            len(others), len(optimizer.names), others[0],
+        )  # fmt: skip
+    return optimizer

@@ -28,6 +28,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, State, Target
 from zotune.errors import ConfigError
 from zotune.estimate import TwoSided
@@ -150,6 +151,7 @@ def kth_magnitude(weight: Tensor, k: int) -> float:
     return float(torch.tensor(found, dtype=torch.int32).view(torch.float32))
 
 
+@checked
 def SparseMeZO(
     model: nn.Module,
     lr: float = 2e-6,
@@ -164,14 +166,12 @@ def SparseMeZO(
 ) -> ZerothOrder:
     """Sparse MeZO on `model`; `options` are those of `ZerothOrder`.
 
-    Raises ConfigError unless 0 <= sparsity < 1 and `select` is small (the method), large or random (its controls).
+    `select` is small (the method), large or random (its controls). Raises ConfigError unless 0 <= sparsity < 1.
     """
     if not 0 <= sparsity < 1:
         raise ConfigError(
             f"sparsity must be in [0, 1), got {sparsity}. Remedy: 0.75 leaves three quarters of each matrix alone."
         )
-    if select not in ("small", "large", "random"):
-        raise ConfigError(f"select is {select!r}. Remedy: small, or large or random for the paper's controls.")
     return ZerothOrder(
         model,
         lr=lr,

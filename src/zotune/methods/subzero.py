@@ -20,7 +20,8 @@ LoRA and for prefixes; such a z has no low-rank form in the weight's own shape, 
 Memory: U, V and Z: r (m + n) + queries r^2 for each matrix; Adam's moments are 2 r^2 more.
 
 Differs from the papers in: signs are fixed, so that U and V are uniform (Haar); where a window ends under Adam the
-moments begin anew, since they belong to the old basis; vector_lr (vectors are left open there; none where lr is 0).
+moments begin anew, since they belong to the old basis; vector_lr (vectors are left open there; none where lr is 0); a
+scope of vectors alone, where nothing but MeZO would be left, is refused.
 Differs from the released code in: queries > 1; U and V are pure functions of the window.
 """
 
@@ -33,6 +34,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from zotune.arguments import checked
 from zotune.direction import Direction, Factors, State, Target, Together
 from zotune.errors import ConfigError
 from zotune.estimate import OneSided, Probe, TwoSided
@@ -40,13 +42,14 @@ from zotune.factored import Factored, low_rank_slice
 from zotune.noise import Key
 from zotune.optimizer import ZerothOrder
 from zotune.rule import Block, Rule, Sgd
-from zotune.subspace import Bases, require_matrices
+from zotune.subspace import Bases
 
 
 @final
 class Subspace(Factored):
     """`Z_hat = sqrt(m n) / r U Z V'`: a Gaussian core between bases that last `interval` steps; dense on vectors."""
 
+    of_matrices = True
     in_parts = True
 
     def __init__(self, rank: int, interval: int, reshape: bool) -> None:
@@ -155,6 +158,7 @@ class CoreAdam(Rule):
         return sum(2 * min(self.rank, *t.matrix_shape) ** 2 + 2 for t in targets if t.data.dim() >= 2)
 
 
+@checked
 def SubZero(
     model: nn.Module,
     lr: float = 1e-6,
@@ -176,8 +180,6 @@ def SubZero(
     for name, value in (("rank", rank), ("interval", interval)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}. Remedy: rank 48, interval 1000 are usual.")
-    if sides not in (1, 2):
-        raise ConfigError(f"sides is {sides!r}. Remedy: 2 for central differences, 1 for forward differences.")
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= beta < 1:
             raise ConfigError(f"{name} must be in [0, 1), got {beta}. Remedy: 0.9 and 0.95 are SubZero+'s.")
@@ -185,7 +187,7 @@ def SubZero(
         raise ConfigError(f"vector_lr must be a number >= 0, got {vector_lr}. Remedy: 1e-7, or 0 to leave vectors.")
     if adam and reshape:
         raise ConfigError("adam and reshape do not go together. Remedy: choose one of them.")
-    optimizer = ZerothOrder(
+    return ZerothOrder(
         model,
         lr=lr,
         direction=Subspace(rank, interval, reshape),
@@ -207,6 +209,3 @@ def SubZero(
         },
         **options,
     )
-    if adam:
-        require_matrices(optimizer.perturber.targets(), "SubZero+")
-    return optimizer

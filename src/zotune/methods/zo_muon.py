@@ -16,7 +16,8 @@ value's step, whatever the loss: weights of another scale want another lr.
 Memory: P, rank * rows for each matrix, and Psi of small matrices; Psi of large ones is drawn again where it is used.
 NS runs in float64 and is rounded; on another machine or with other threads its last bits may still differ.
 
-Differs from the paper in: nothing known to us; we had its code and notes on it.
+Differs from the paper in: a scope of vectors alone, in which lr would move nothing, is refused. Nothing else is known
+to us; we had its code and notes on it.
 Differs from the released code in: P is a pure function of the window, so the step that refreshes it uses one P for all
 its queries (there each query draws its own and the update takes the last); NS does not run in 16 bits; vectors rest
 where lr is 0.
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from zotune import kernels
+from zotune.arguments import checked
 from zotune.direction import Dense, Direction, Factors, Target, Together
 from zotune.errors import ConfigError
 from zotune.estimate import OneSided, Probe
@@ -39,7 +41,7 @@ from zotune.factored import Factored
 from zotune.noise import Key
 from zotune.optimizer import ZerothOrder
 from zotune.rule import Block, Rule, Sgd
-from zotune.subspace import Bases, require_matrices
+from zotune.subspace import Bases
 
 _SMALL = 1 << 14  # elements of a Psi up to which all are drawn together and kept for the step
 
@@ -48,6 +50,7 @@ _SMALL = 1 << 14  # elements of a Psi up to which all are drawn together and kep
 class LeftBasis(Factored):
     """`Z = P Psi`: P kept for `interval` steps, Psi fresh for every probe; vectors get a dense z."""
 
+    of_matrices = True
     in_parts = True
 
     def __init__(self, rank: int, interval: int) -> None:
@@ -132,6 +135,7 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
     return x
 
 
+@checked
 def ZOMuon(
     model: nn.Module,
     lr: float = 1e-2,
@@ -150,7 +154,7 @@ def ZOMuon(
             raise ConfigError(f"{name} must be at least 1, got {value}. Remedy: rank 64, interval 100 are usual.")
     if not 0 <= vector_lr < math.inf:
         raise ConfigError(f"vector_lr must be a number >= 0, got {vector_lr}. Remedy: 1e-7, or 0 to leave vectors.")
-    optimizer = ZerothOrder(
+    return ZerothOrder(
         model,
         lr=lr,
         direction=LeftBasis(rank, interval),
@@ -167,5 +171,3 @@ def ZOMuon(
         },
         **options,
     )
-    require_matrices(optimizer.perturber.targets(), "ZO-Muon")
-    return optimizer

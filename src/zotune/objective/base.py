@@ -22,7 +22,8 @@ class Example:
     candidate (one in all for language modelling). label: index of the right option.
     mask: position of the mask token in the prompt, -1 where there is none.
     right: all options that count as right, where there is more than the label.
-    scored: which tokens of the only option are scored; empty for all of them.
+    scored: which tokens of the only option are scored; empty for all of them. sizes: characters of each option, where
+    scores are also compared per character.
     blank: a prompt without content, for calibration. answers: texts that a generated answer is compared with.
     cut: whether tokens were left out because of max_length. number: which row of its file it is, from 0. asked: the row
     as a question (`data/asked.py`), where its completion is scored.
@@ -34,6 +35,7 @@ class Example:
     mask: int = -1
     right: tuple[int, ...] = ()
     scored: tuple[bool, ...] = ()
+    sizes: tuple[int, ...] = ()
     blank: tuple[int, ...] = ()
     answers: tuple[str, ...] = ()
     cut: bool = False
@@ -53,8 +55,8 @@ class Objective(ABC):
     but the first go on from the cache of that one, as words follow a prompt. one_at_a_time: why several points cannot
     ride in one forward; empty where they may. set_level: whether a batch has one loss, of shape (), and no losses of
     its examples; then `over_set` measures a whole set. says: what is scored, in words, where that is not plain. parts:
-    the names of several scores whose weighted sum is the metric: `judge` then gives a row for each example, the sum
-    first. by_scores: whether `from_scores` gives the losses.
+    the names of what else is measured: `judge` then gives a row for each example, the metric's value first. Those of a
+    reward are several scores, whose weighted sum is the metric. by_scores: whether `from_scores` gives the losses.
     """
 
     metric: str = "accuracy"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zotune.config import TrainConfig
+from zotune.data import chat
 from zotune.data.asked import Ask, ask_chat, ask_task, ask_template
 from zotune.data.rendered import Row
 from zotune.data.template import Template
@@ -17,8 +18,9 @@ from zotune.objective.generate import Decoding
 from zotune.objective.generated import Generated
 from zotune.objective.label_words import LabelWords
 from zotune.objective.model_kind import Kind
+from zotune.objective.named import is_named, named
 from zotune.objective.options import OptionLikelihood
-from zotune.objective.reward import COMPARE, Compared, Reward, Score, Weighted
+from zotune.objective.reward import Reward, Score, Weighted
 from zotune.objective.set_metric import SetMetric
 from zotune.tasks.base import Task
 
@@ -28,7 +30,7 @@ _LINE = ("\n",)
 
 def find_functions(config: TrainConfig) -> Functions:
     """Import what the config names; this runs that code. Raises ConfigError."""
-    rewards = tuple(find(name) for name in config.reward or () if name not in COMPARE)
+    rewards = tuple(find(name) for name in config.reward or () if not is_named(name))
     return Functions(rewards, None if config.metric is None else find(config.metric))
 
 
@@ -36,7 +38,7 @@ def functions_of_run(config: TrainConfig, trusted: bool, passed: Functions) -> F
     """Those that were passed, else what a run's own config names. Raises ConfigError rather than import it unasked."""
     if passed.all():
         return passed
-    names = [name for name in (*(config.reward or ()), *filter(None, [config.metric])) if name not in COMPARE]
+    names = [name for name in (*(config.reward or ()), *filter(None, [config.metric])) if not is_named(name)]
     if names and not trusted:
         raise ConfigError(
             f"this run's config names code, {', '.join(names)}, which is not run unasked. Remedy: read that code, then "
@@ -85,7 +87,7 @@ def decided(config: TrainConfig, inner: Objective, classes: bool) -> Decided:
 def _score(config: TrainConfig, functions: tuple[Named, ...]) -> Score:
     own = iter(functions)
     names = config.reward if config.reward is not None else [config.objective]
-    scores = [Compared(n) if n in COMPARE else Reward(next(own), config.reward_timeout) for n in map(str, names)]
+    scores = [named(n) if is_named(n) else Reward(next(own), config.reward_timeout) for n in map(str, names)]
     return Weighted(scores, config.reward_weights)
 
 
@@ -93,7 +95,7 @@ def _ask(config: TrainConfig, tokenizer: Any, row: Row) -> Ask:
     reference = config.completion_column or ("completion" if "completion" in row else None)
     column = "prompt" if "prompt" in row else config.text_column
     value = row.get(column)
-    if config.template is None and (isinstance(value, list) or str(value).lstrip().startswith("[{")):
+    if config.template is None and chat.is_chat(value):
         return ask_chat(tokenizer, column, reference)
     return ask_template(Template(config.template or f"{{{{ {column} }}}}"), reference)
 

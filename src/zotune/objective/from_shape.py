@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zotune.config import TrainConfig
-from zotune.data import chat
+from zotune.data import chat, preference
 from zotune.data.rendered import Rendered, Row, field, from_json, texts
 from zotune.data.template import Template
 from zotune.errors import ConfigError, DataError
 from zotune.objective.base import Objective
+from zotune.objective.choice import Choice
 from zotune.objective.label_words import LabelWords
 from zotune.objective.language_model import LanguageModel
 from zotune.objective.model_kind import Kind
@@ -44,7 +45,7 @@ def _label(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Objec
 def _completion(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Objective:
     if config.completion_column is not None:
         return LanguageModel(tokenizer, (_template(config), config.completion_column), config.max_length, kind)
-    if rows and _is_chat(rows[0].get("prompt")) and _is_chat(rows[0].get("completion")):
+    if rows and chat.is_chat(rows[0].get("prompt")) and chat.is_chat(rows[0].get("completion")):
         return _chat(chat.completion)(config, tokenizer, kind, rows)
     template = Template(config.template or "{{ prompt }}")
     return LanguageModel(tokenizer, (template, "completion"), config.max_length, kind)
@@ -81,6 +82,20 @@ def _choices(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Obj
     return OptionLikelihood(tokenizer, render, kind, config.max_length)
 
 
+def _preference(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Objective:
+    if kind == "masked":
+        raise ConfigError("A masked model cannot score answers. Remedy: use a causal or encoder-decoder model.")
+    template = None if config.template is None else Template(config.template)
+
+    def render(row: Row) -> Rendered:
+        if template is None and chats:
+            return preference.messages(tokenizer, row)
+        return preference.texts(row, template)
+
+    chats = bool(rows) and preference.are_chats(rows[0])
+    return OptionLikelihood(tokenizer, render, kind, config.max_length, Choice(cuts=True))
+
+
 def _tokens(config: TrainConfig, tokenizer: Any, kind: Kind, rows: Rows) -> Objective:
     size = len(tokenizer)
 
@@ -113,6 +128,7 @@ BUILD: Mapping[str, Build] = {
     "sharegpt": _chat(chat.sharegpt),
     "alpaca": _alpaca,
     "choices": _choices,
+    "preference": _preference,
     "tokens": _tokens,
 }
 
@@ -123,10 +139,6 @@ def _template(config: TrainConfig) -> Template:
             f"column {config.text_column!r} cannot be named in a template. Remedy: rename it to letters, digits and _."
         )
     return Template(config.template or f"{{{{ {config.text_column} }}}}")
-
-
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("[{"))
 
 
 def _marked(coder: TextCoder, text: str, spans: Sequence[chat.Span]) -> Marked:
@@ -163,15 +175,23 @@ def _indices(choices: Sequence[str]) -> tuple[str, ...]:
 
 
 def _answer(value: Any, choices: Sequence[str], names: Sequence[Sequence[str]]) -> int:
-    """The right choice: an integer is its index (0 is the first), a text its text or one of its names."""
+    """The right choice: an integer is its index (0 is the first), a text its text or one of its names.
+
+    Where a row names its choices itself, a name goes before a text that is the same.
+    """
     said = str(value).strip()
-    among = [_indices(choices)] if isinstance(value, int) else [choices, *names]
+    own = len(names) == 1 and said in names[0]
+    among = [_indices(choices)] if isinstance(value, int) else names if own else [choices, *names]
     found = {each.index(said) for each in among if said in each}
     if len(found) == 1:
         return found.pop()
-    why = "could be several" if found else "is none"
+    if found:
+        raise DataError(
+            f"answer {value!r} could be several of the choices {list(choices)}. Remedy: give its letter (A is the "
+            "first choice); or, in jsonl, its index (from 0) as a number."
+        )
     raise DataError(
-        f"answer {value!r} {why} of the choices {list(choices)}. "
+        f"answer {value!r} is none of the choices {list(choices)}. "
         "Remedy: give its text, or its index (from 0) as a number."
     )
 

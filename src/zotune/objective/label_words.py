@@ -71,7 +71,7 @@ class LabelWords(Objective):
         if not rows:
             raise DataError("There are no rows to encode. Remedy: give a file with at least one row.")
         labels = self._labels.indices(rows)
-        prompts = [self._template.render(row, self._extra) for row in rows]
+        prompts = self._template.rendered(rows, self._extra)
         bodies = self._coder.encode(prompts)
         examples, cut = [], 0
         for row, (body, options) in enumerate(zip(bodies, self._options(prompts, bodies), strict=True)):

@@ -24,6 +24,8 @@ class Labels:
     def __init__(self, column: str, words: Sequence[str], values: Sequence[Value] | None) -> None:
         if len(words) < 2:
             raise DataError(f"{len(words)} label words given: {list(words)}. Remedy: give at least two.")
+        if not all(word.strip() for word in words):
+            raise DataError(f"one of the label words {list(words)} is empty. Remedy: give a word for each label.")
         self.column = column
         self.words = tuple(words)
         self._values = None if values is None else self._checked([_canonical(value) for value in values])

@@ -102,7 +102,7 @@ class LanguageModel(Objective):
         self, rows: Sequence[Mapping[str, Any]], template: Template, column: str
     ) -> list[tuple[Ids, Ids, bool]]:
         completions = _column(rows, column)
-        prompts = [template.render(row) for row in rows]
+        prompts = template.rendered(rows)
         bodies = self._coder.encode(prompts)
         found = []
         continuations = self._reader.continuations(prompts, bodies, completions)

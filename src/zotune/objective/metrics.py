@@ -32,6 +32,11 @@ def answer_exact(said: str, answers: Sequence[str]) -> float:
     return float(any(_words(said) == _words(answer) for answer in answers))
 
 
+def answer_same(said: str, answers: Sequence[str]) -> float:
+    """1 where what was said is one of the answers to the letter, but for white space around it, else 0."""
+    return float(said.strip() in {answer.strip() for answer in answers})
+
+
 def _f1(said: str, answer: str) -> float:
     found, wanted = _words(said), _words(answer)
     if answer.startswith(_NO_ANSWER):

@@ -91,6 +91,15 @@ def _kind_by_type(config: Any) -> Kind | None:
     return None
 
 
+def reads_pictures(config: Any) -> bool:
+    """Whether a config is of a model that transformers knows as one of pictures and texts, and not as a causal one."""
+    from transformers.models.auto import modeling_auto as auto
+
+    model_type = getattr(config, "model_type", None)
+    only_text = model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not only_text
+
+
 def accepts(model: nn.Module, argument: str) -> bool:
     """Whether the forward under all wrappers names this argument. `**kwargs` may ignore it: not counted."""
     return argument in inspect.signature(unwrap(model).forward).parameters

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from zotune.data.rendered import MASK, Render, Rendered
 from zotune.errors import ConfigError, DataError
 from zotune.objective import packed
 from zotune.objective.base import Batch, Example, Objective, to_device
+from zotune.objective.choice import ANSWER_TOKENS, Choice
+from zotune.objective.generate import complete
 from zotune.objective.metrics import answer_f1, generate
 from zotune.objective.model_kind import Kind
 from zotune.objective.readers import make_reader
@@ -23,27 +26,6 @@ from zotune.objective.scoring import best, hits, pad_left, pad_right
 from zotune.objective.tokens import Ids, TextCoder, report_cut
 
 _log = logging.getLogger(__name__)
-
-# Tokens that a generated answer may have (MeZO).
-ANSWER_TOKENS = 50
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """How candidates are trained and judged.
-
-    loss: "options" is the cross entropy over the candidates' scores, "target" the mean negative log-likelihood per
-    token of the right candidate alone. metric: "accuracy" of the best candidate, "f1" of a generated answer.
-    calibrated: judge a candidate by how much likelier the prompt makes it, sum log p(candidate | prompt) - sum log
-    p(candidate | blank) (surface form competition, arXiv 2104.08315). limits: the most tokens of a column that are
-    read.
-    """
-
-    loss: Literal["options", "target"] = "options"
-    metric: Literal["accuracy", "f1"] = "accuracy"
-    calibrated: bool = False
-    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 @final
@@ -76,6 +58,7 @@ class OptionLikelihood(Objective):
         self._reader = make_reader(kind, self._coder)
         self._whole = self.choice.loss == "options"  # whether batches hold all candidates
         self._packed: torch.dtype | None = None  # the model's dtype where candidates may share a sequence
+        self._exact = False  # whether the scores of single tokens are log-probabilities, not logits
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> list[Example]:
         """Raises DataError: no rows, a row that cannot be rendered, candidates that cannot be told apart, no room."""
@@ -120,16 +103,18 @@ class OptionLikelihood(Objective):
         return [tuple(next(flat) for _ in range(count)) for count in counts]
 
     def _example(self, rendered: Rendered, body: Ids, options: tuple[Ids, ...]) -> Example:
-        _check(self._coder, rendered.candidates, options)
-        longest = max(map(len, options))
-        if self.choice.metric == "f1":
-            longest = max(longest, ANSWER_TOKENS + 1)
+        # One token of the prompt must stay behind the special tokens.
+        room = max(1, self.max_length - len(self._coder.prefix))
+        kept = tuple(option[:room] for option in options) if self.choice.cuts else options
+        _check(self._coder, rendered.candidates, kept)
+        longest = max(*map(len, kept), self.choice.answer_tokens + 1)
         prompt, mask, cut = self._reader.fit(body, longest, self.max_length)
         if not prompt:
             raise DataError("the prompt is empty. Remedy: correct the row.")
         blank = self._blank(rendered) if self.choice.calibrated else ()
-        right = rendered.right
-        return Example(prompt, options, right[0], mask, right, blank=blank, answers=rendered.answers, cut=cut)
+        right, cut = rendered.right, cut or kept != options
+        found = Example(prompt, kept, right[0], mask, right, cut=cut, sizes=rendered.sizes)
+        return replace(found, blank=blank, answers=rendered.answers)
 
     def _blank(self, rendered: Rendered) -> Ids:
         if rendered.blank is None:
@@ -145,12 +130,18 @@ class OptionLikelihood(Objective):
         return [packed.length(example if self._whole else _target(example)) for example in examples]
 
     def prepare(self, model: nn.Module, examples: Sequence[Example]) -> None:
-        """Show whether candidates may share a sequence, on the longest examples that have several candidates."""
+        """Show whether candidates may share a sequence, on the longest examples that have several candidates.
+
+        A model without weights, to plan with, is believed: most models do.
+        """
         several = [e for e in examples if len(e.options) > 1 and max(map(len, e.options)) > 1]
         if self.kind != "causal" or not several:
             return
         chosen = _filled(sorted(several, key=packed.length)[-2:])
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        if device.type == "meta":
+            self._packed = None if packed.hindrance(model) else packed.dtype_of(model)
+            return
         with torch.inference_mode():
             separate = self._reader.sequence_scores(model, to_device(self._reader.collate_sequences(chosen), device))
         reason = packed.prove(model, chosen, self._coder.pad, separate)
@@ -163,6 +154,8 @@ class OptionLikelihood(Objective):
         other._whole = True
         other.metric = self.choice.metric
         other.one_forward = self.choice.metric == "accuracy" and not self.choice.calibrated
+        other._exact = self.choice.normed
+        other.parts = ("acc_norm",) if self.choice.normed else ()
         return other
 
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -177,7 +170,10 @@ class OptionLikelihood(Objective):
         if self._whole and self.choice.calibrated:
             blanks = [replace(example, prompt=example.blank) for example in filled]
             batch |= {f"blank_{name}": value for name, value in self._form(blanks).items()}
+        if self._whole and (self.choice.calibrated or self.choice.by_sum):
             batch["option_lengths"] = torch.tensor([[len(option) for option in e.options] for e in filled])
+        if self._exact:
+            batch["sizes"] = torch.tensor([[*e.sizes, *[1] * (count - len(e.sizes))] for e in examples])
         if self._whole and self.choice.metric == "f1":
             batch |= self._to_generate(examples)
         return batch
@@ -202,7 +198,7 @@ class OptionLikelihood(Objective):
 
     def _scores(self, model: nn.Module, batch: Batch) -> Tensor:
         if "words" in batch:
-            return self._reader.word_scores(model, batch)
+            return self._reader.word_scores(model, batch, self._exact)
         if "segments" in batch:
             assert self._packed is not None
             return packed.scores(model, batch, self._packed)
@@ -221,7 +217,7 @@ class OptionLikelihood(Objective):
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B,) int64: the candidate that `judge` takes for the model's choice; NONE where no score is the highest."""
-        return best(self._calibrated(model, batch, self.scores(model, batch)))
+        return best(self._judged(model, batch, self.scores(model, batch)))
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         scores = self.scores(model, batch)
@@ -229,17 +225,34 @@ class OptionLikelihood(Objective):
         if not self._whole:
             return losses, None
         if self.choice.metric == "f1":
-            said = generate(model, self._coder, batch["read"], batch["read_mask"], ANSWER_TOKENS)
-            found = [answer_f1(text, answers) for text, answers in zip(said, batch["answers"], strict=True)]
-            return losses, torch.tensor(found)
-        return losses, hits(batch["right"], best(self._calibrated(model, batch, scores)))
+            return losses, torch.tensor(self._answered(model, batch))
+        judged = self._judged(model, batch, scores)
+        right = hits(batch["right"], best(judged))
+        if "sizes" not in batch:
+            return losses, right
+        return losses, torch.stack([right, hits(batch["right"], best(judged / batch["sizes"]))], dim=1)
 
-    def _calibrated(self, model: nn.Module, batch: Batch, scores: Tensor) -> Tensor:
-        if not self.choice.calibrated:
+    def _answered(self, model: nn.Module, batch: Batch) -> list[float]:
+        """The token F1 of what the model says after each prompt; NaN where its logits are."""
+        read, seen, decoding = batch["read"], batch["read_mask"], self.choice.decoding
+        if decoding is None:
+            said = generate(model, self._coder, read, seen, ANSWER_TOKENS)
+            finite = [True] * len(said)
+        else:
+            found = complete(model, self._coder, read, seen, decoding, [()] * len(read))
+            said, finite = [each.text for each in found], [each.finite for each in found]
+        each = zip(said, finite, batch["answers"], strict=True)
+        return [answer_f1(text, answers) if sound else math.nan for text, sound, answers in each]
+
+    def _judged(self, model: nn.Module, batch: Batch, scores: Tensor) -> Tensor:
+        """(B, C): the highest is the choice. The scores as they are, or as sums: plain or calibrated."""
+        if not self.choice.calibrated and not self.choice.by_sum:
             return scores
-        blank = self._scores(model, {name[6:]: value for name, value in batch.items() if name.startswith("blank_")})
         # Means to sums. Logits of single words have length 1, and their unknown constants are those of a row.
         lengths: Tensor = batch["option_lengths"]
+        if not self.choice.calibrated:
+            return scores * lengths
+        blank = self._scores(model, {name[6:]: value for name, value in batch.items() if name.startswith("blank_")})
         return (scores - blank) * lengths
 
 

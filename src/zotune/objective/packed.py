@@ -95,16 +95,23 @@ def _mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     return blank.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
 
 
+def hindrance(model: nn.Module) -> str:
+    """Why the model cannot read packed candidates, as far as it shows without a forward; empty where it might."""
+    if virtual_tokens(model):
+        return "virtual tokens stand before the text, which no mask for each position reaches"
+    if not (accepts(model, "attention_mask") and accepts(model, "position_ids")):
+        return "the model takes no positions or no mask"
+    return ""
+
+
 def prove(model: nn.Module, examples: Sequence[Example], pad: int, separate: Tensor) -> str:
     """Empty if the model scores packed candidates as it scores each alone; otherwise the reason why not.
 
     separate (B, C): mean log-probabilities of the candidates, each in a sequence of its own. Three pieces of evidence:
     the scores agree; they would not with other positions; and they do not change by a bit when the other candidates do.
     """
-    if virtual_tokens(model):
-        return "virtual tokens stand before the text, which no mask for each position reaches"
-    if not (accepts(model, "attention_mask") and accepts(model, "position_ids")):
-        return "the model takes no positions or no mask"
+    if reason := hindrance(model):
+        return reason
     device, dtype = separate.device, dtype_of(model)
     batch = to_device(pack(examples, pad), device)
     moved = {

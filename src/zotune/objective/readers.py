@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zotune.errors import ConfigError, DataError
 from zotune.objective.base import Batch, Example
 from zotune.objective.model_kind import KINDS, Kind, last_logits, logits_at, seq2seq_logits
-from zotune.objective.scoring import IGNORE, mean_nll, next_token_batch, pad_right, widen
+from zotune.objective.scoring import IGNORE, mean_nll, next_token_batch, pad_right, row_logsumexp, widen
 from zotune.objective.tokens import Ids, TextCoder
 
 Texts = Sequence[str]
@@ -42,8 +42,10 @@ class Reader(ABC):
     def collate_words(self, examples: Sequence[Example]) -> Batch: ...
 
     @abstractmethod
-    def word_scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Logits (B, C) of the options at the one position that matters, fp32 or wider."""
+    def word_scores(self, model: nn.Module, batch: Batch, exact: bool = False) -> Tensor:
+        """Logits (B, C) of the options at the one position that matters, fp32 or wider; `exact`: log-probabilities,
+        which differ by a constant of the row.
+        """
 
     @abstractmethod
     def collate_sequences(self, examples: Sequence[Example]) -> Batch: ...
@@ -94,11 +96,12 @@ class Causal(Reader):
             "keep": longest - shortest + 1,
         }
 
-    def word_scores(self, model: nn.Module, batch: Batch) -> Tensor:
+    def word_scores(self, model: nn.Module, batch: Batch, exact: bool = False) -> Tensor:
         words: Tensor = batch["words"]
         logits = last_logits(model, batch["keep"], input_ids=batch["input_ids"])
-        rows = torch.arange(len(words), device=words.device)[:, None]
-        return widen(logits[rows, batch["position"][:, None], words])
+        rows = torch.arange(len(words), device=words.device)
+        found = widen(logits[rows[:, None], batch["position"][:, None], words])
+        return found - row_logsumexp(logits[rows, batch["position"]][:, None]) if exact else found
 
     def collate_sequences(self, examples: Sequence[Example]) -> Batch:
         pairs = [(e.prompt, option) for e in examples for option in e.options]
@@ -167,9 +170,11 @@ class Masked(Reader):
         position = torch.tensor([e.mask for e in examples], dtype=torch.int64)
         return {**_padded_prompts(examples, self.coder.pad), "words": _words(examples), "position": position}
 
-    def word_scores(self, model: nn.Module, batch: Batch) -> Tensor:
+    def word_scores(self, model: nn.Module, batch: Batch, exact: bool = False) -> Tensor:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return widen(logits_at(model, batch["position"], **inputs).gather(1, batch["words"]))
+        logits = logits_at(model, batch["position"], **inputs)
+        found = widen(logits.gather(1, batch["words"]))
+        return found - row_logsumexp(logits[:, None]) if exact else found
 
     def collate_sequences(self, examples: Sequence[Example]) -> Batch:
         raise ConfigError("A masked model cannot score sequences. Remedy: use label words of one token.")
@@ -203,9 +208,10 @@ class Seq2Seq(Reader):
         said = pad_right([(*self.coder.prefix, e.options[0][0]) for e in examples], IGNORE)
         return {**_padded_prompts(examples, self.coder.pad), "words": _words(examples), "said": said}
 
-    def word_scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = seq2seq_logits(model, batch["input_ids"], batch["attention_mask"], batch["said"])
-        return widen(logits[:, -1].gather(1, batch["words"]))
+    def word_scores(self, model: nn.Module, batch: Batch, exact: bool = False) -> Tensor:
+        logits = seq2seq_logits(model, batch["input_ids"], batch["attention_mask"], batch["said"])[:, -1]
+        found = widen(logits.gather(1, batch["words"]))
+        return found - row_logsumexp(logits[:, None]) if exact else found
 
     def collate_sequences(self, examples: Sequence[Example]) -> Batch:
         begin = self.coder.prefix

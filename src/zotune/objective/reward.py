@@ -11,7 +11,7 @@ from typing import Any, final
 
 from zotune.errors import ConfigError, DataError, FunctionError
 from zotune.objective.functions import REMEDY, Named, call, check_takes
-from zotune.objective.metrics import answer_exact, answer_f1
+from zotune.objective.metrics import answer_exact, answer_f1, answer_same
 
 Scored = list[float | None]
 
@@ -57,12 +57,16 @@ class Score(ABC):
 
 @final
 class Compared(Score):
-    """The completion against the row's references: "f1" (token F1) or "exact_match", both as SQuAD has them, 0..1."""
+    """The completion against the row's references, 0..1: "f1" (token F1) or "exact_match" as SQuAD has them, or
+    "accuracy", to the letter.
+    """
 
     def __init__(self, name: str) -> None:
         if name not in COMPARE:
             raise ConfigError(f"unknown score {name!r}. Remedy: use one of {', '.join(COMPARE)}.")
-        self.name = self.metric = name
+        self.name = name
+        # An accuracy is that of a choice between candidates.
+        self.metric = "reward" if name == "accuracy" else name
 
     def __call__(self, answers: Answers) -> Scored:
         compare = COMPARE[self.name]
@@ -76,7 +80,7 @@ class Compared(Score):
             )
 
 
-COMPARE = {"f1": answer_f1, "exact_match": answer_exact}
+COMPARE = {"f1": answer_f1, "exact_match": answer_exact, "accuracy": answer_same}
 
 
 @final
@@ -132,7 +136,7 @@ class Weighted(Score):
         self.metric = scores[0].metric if plain else "reward"
         parts = [score.name for score in scores]
         self.name = parts[0] if plain else " + ".join(f"{w:g} {n}" for w, n in zip(self.weights, parts, strict=True))
-        self.parts = _told_apart(parts) if len(parts) > 1 else ()
+        self.parts = _told_apart(scores) if len(parts) > 1 else ()
 
     def __call__(self, answers: Answers) -> Scored:
         return [row[0] for row in self.split(answers)]
@@ -146,9 +150,10 @@ class Weighted(Score):
             score.check(columns, referenced)
 
 
-def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
+def _told_apart(scores: Sequence[Score]) -> tuple[str, ...]:
     """Names of functions without their files, unless two would be the same."""
-    plain = [name.rpartition(":")[2].rpartition(".")[2] for name in names]
+    names = [score.name for score in scores]
+    plain = [s.name.rpartition(":")[2].rpartition(".")[2] if isinstance(s, Reward) else s.name for s in scores]
     return tuple(names if len(set(plain)) < len(plain) else plain)
 
 

@@ -80,9 +80,15 @@ def codes_of(name: str, layer: nn.Module) -> Codes:
             if codes.columns % codes.scale().shape[1]:
                 break
             return codes
+    state: Any = getattr(weight, "quant_state", None)
+    if getattr(state, "nested", False):
+        raise ConfigError(
+            f"the scales of {name} are packed themselves (double quantisation), so they cannot be trained. Remedy: a "
+            "checkpoint packed without it, --quantize on the unpacked model, or another scope."
+        )
     raise ConfigError(
         f"the scales of {name} ({type(weight).__name__}, {tuple(weight.shape)}) do not belong to groups inside "
-        "its rows. Remedy: --quantize int8, or another scope."
+        "its rows. Remedy: --quantize int8 on the unpacked model, or another scope."
     )
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
 from zotune.data.files import SUFFIXES, read_rows
+from zotune.data.hub import load
 from zotune.errors import ConfigError, DataError, UserError
 from zotune.tasks.base import Task
 from zotune.tasks.splits import TEST_SEED, Rows, k_shot, shuffled, train_and_dev
 
 _log = logging.getLogger(__name__)
 
+# How a column of a csv file is read: the first form that all of its cells have.
+_PLAIN: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
+    (re.compile(r"[+-]?[0-9]+"), int),
+    (re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"), float),
+    (re.compile(r"true|false", re.IGNORECASE), lambda text: text.lower() == "true"),
+)
 # What a file of the official validation split may be called.
 _VALIDATION = ("validation", "valid", "val", "dev")
 
@@ -59,6 +67,8 @@ def rows_of(task: Task, wanted: Wanted) -> tuple[Rows, Rows]:
             train, dev = train_and_dev(rows, size, held_out, wanted.seed)
     if wanted.part == "dev":
         return train, dev[: wanted.eval_rows]
+    if task.harness is not None:  # as the harness: all documents, or the first so many
+        return train, _official(task, task.test, wanted.data_dir)[: wanted.eval_rows]
     seed = wanted.seed if wanted.shots is None else TEST_SEED
     test = shuffled(_official(task, task.test, wanted.data_dir), seed)
     return train, test[: wanted.eval_rows or task.test_rows]
@@ -76,7 +86,9 @@ def _labels(task: Task, rows: Rows) -> list[int]:
 
 
 def _official(task: Task, split: str, data_dir: Path | None) -> Rows:
-    rows = _from_hub(task, split) if data_dir is None else read_rows(split_file(data_dir, split))
+    rows = _read(task, split, data_dir)
+    if task.harness is not None and task.harness.process is not None:
+        rows = _processed(task, task.harness.process, rows)
     if task.classes is None:
         return rows
     try:
@@ -90,6 +102,54 @@ def _official(task: Task, split: str, data_dir: Path | None) -> Rows:
     if not known:
         raise DataError(f"no row of task {task.name}'s {split} split has a label. Remedy: use a split with labels.")
     return known
+
+
+def _read(task: Task, split: str, data_dir: Path | None) -> Rows:
+    """The rows of an official split: from a folder, from the files that a task names, or from the hub."""
+    files = None if task.harness is None else task.harness.files
+    if data_dir is not None:
+        if files is not None:
+            _log.warning("%s: its own data_files are left aside for --data-dir.", task.name)
+        paths: tuple[Path, ...] = (split_file(data_dir, split),)
+    elif files is None:
+        instead = "give --data-dir a folder with its files"
+        return load(task.hub, task.subset, split, instead, f"task {task.name}: the data set", task.revision)
+    elif split not in files:
+        raise DataError(
+            f"task {task.name}: data_files has no split {split!r}, it has {', '.join(files)}. Remedy: name it there."
+        )
+    else:
+        paths = files[split]
+    rows = [row for path in paths for row in read_rows(path)]
+    plain = task.harness is None or not all(path.suffix.lower() in (".csv", ".tsv") for path in paths)
+    return rows if plain else typed(rows)
+
+
+def _processed(task: Task, process: Callable[[Any], Any], rows: Rows) -> Rows:
+    """What a task's `process_docs` makes of a split, which it gets as the package datasets has it."""
+    try:
+        from datasets import Dataset
+    except ImportError:
+        raise UserError(
+            f"task {task.name}: process_docs works on the package datasets, which is not installed. "
+            "Remedy: pip install 'zotune[data]'."
+        ) from None
+    found = [dict(row) for row in process(Dataset.from_list(rows))]
+    if not found:
+        raise DataError(f"task {task.name}: process_docs leaves no row. Remedy: check it, or the data.")
+    return found
+
+
+def typed(rows: Rows) -> Rows:
+    """Rows of a csv file with numbers and truth values where a whole column has them, as the package datasets reads it.
+
+    To the harness a number is an index among the choices, a text one of them.
+    """
+    kinds = {
+        name: next((read for form, read in _PLAIN if all(form.fullmatch(row[name]) for row in rows)), str)
+        for name in rows[0]
+    }
+    return [{name: kinds[name](value) for name, value in row.items()} for row in rows]
 
 
 def split_file(folder: Path, split: str) -> Path:
@@ -117,22 +177,3 @@ def split_file(folder: Path, split: str) -> Path:
 
 def _listed(paths: Iterable[Path]) -> str:
     return ", ".join(path.name for path in paths) or "none"
-
-
-def _from_hub(task: Task, split: str) -> Rows:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"task {task.name} comes from the hub, and the package datasets is not installed. "
-            "Remedy: pip install 'zotune[data]', or give --data-dir a folder with its files."
-        ) from None
-    try:
-        loaded: Any = datasets.load_dataset(task.hub, task.subset, split=split, revision=task.revision)
-    except Exception as error:  # what it raises offline, or for a data set that has moved, is of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"the data set {task.hub} cannot be loaded from the hub: {reason} "
-            "Remedy: try again online, or give --data-dir a folder with its files."
-        ) from error
-    return [dict(row) for row in loaded]

@@ -12,7 +12,8 @@ from pathlib import Path
 from zotune.errors import ConfigError
 from zotune.tasks import choice, decoder, lm_bff, reading
 from zotune.tasks.base import Task
-from zotune.tasks.lm_eval import SUFFIXES, read_task
+from zotune.tasks.harness_file import SUFFIXES
+from zotune.tasks.lm_eval import read_task
 
 GLUE, SUPER = "nyu-mll/glue", "aps/super_glue"
 _OPINION = ("terrible", "great")
