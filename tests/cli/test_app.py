@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from zotune.cli.app import NAMES
+import zotune
+from zotune.cli.app import NAMES, main
 
 COMMANDS = [
     "data", "demo", "train", "resume", "eval", "replay", "log", "checkout", "undo", "branch", "verify", "diff",
@@ -127,3 +128,10 @@ def test_completion_knows_commands_and_flags() -> None:
             check=False,
         )
         assert expected <= set(done.stdout.split()), done
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """`zotune --version` prints it and nothing else."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr() == (f"zotune {zotune.__version__}\n", "")

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -47,6 +47,7 @@ app = typer.Typer(
     name="zotune",
     help="Fine-tune language models with forward passes only, in the memory of inference.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -78,6 +79,20 @@ app.command("init")(init.command)
 app.command("methods")(methods.command)
 app.command("schema")(schema.command)
 app.command("doctor")(doctor.command)
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, show_default=False)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+    if version:
+        from zotune import __version__
+
+        print(f"zotune {__version__}")
+        raise typer.Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
