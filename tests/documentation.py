@@ -40,7 +40,7 @@ def commands(text: str) -> list[list[str]]:
             if word != "&&":
                 each.append(word)
                 continue
-            found.append(each[each.index("zotune") :] if "-m" in each else each)
+            found.append(each[each.index("zotune") :] if "zotune" in each and "-m" in each else each)
             each = []
     return found
 

@@ -38,8 +38,8 @@ from zotune.watch import Quiet
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(page for page in DOCS.glob("*.md") if page.stem != "adding-a-method")  # which has a test file of its own
-# Installs, needs an index, the hub or Ray, or measures the machine; each has tests of its own.
-NOT_RUN = ("pip install", "zotune demo", "zotune doctor", "zotune pool")
+# Installs, needs an index, the hub, a GPU or Ray, or measures the machine; each has tests of its own.
+NOT_RUN = ("pip install", "python -m pytest", "python bench/", "zotune demo", "zotune doctor", "zotune pool")
 FROM_THE_HUB = ("--task", "ORG/NAME")
 
 
