@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zotune.distributed.own import OwnBatches as OwnBatches
     from zotune.distributed.parallel import Parallel as Parallel
     from zotune.dominant import dominant_layer as dominant_layer
     from zotune.estimate import Point as Point
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Key": "noise",
     "METHODS": "methods",
+    "OwnBatches": "distributed.own",
     "Parallel": "distributed.parallel",
     "Perturber": "perturb",
     "Point": "estimate",
