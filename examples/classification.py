@@ -20,7 +20,6 @@ ROWS = 512, 400  # to train on, to test on
 SETTINGS: dict[str, Any] = {
     "template": "{{ text }} It was",
     "label_words": ["terrible", "great"],  # for the labels 0 and 1
-    "method": "lozo",
     "scope": "norms&last:6",  # the blocks below the scope run once per batch
     "lr": 4e-3,
     "lr_schedule": "linear",

@@ -30,6 +30,12 @@ def test_every_method_has_its_papers_numbers() -> None:
             assert preset(name, scope) == Preset(mode, own["lr"].default, own["eps"].default), name
 
 
+def test_a_new_method_needs_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the table is enough: the rates of other modes are on the scale of its own."""
+    monkeypatch.setitem(METHODS, "new", replace(METHODS["zo_muon"], name="new"))
+    assert preset("new", "full") == Preset("full", 1e-2, 1e-3) and preset("new", "lora").lr == 1.0
+
+
 @pytest.mark.parametrize(
     ("scope", "mode"),
     [

@@ -9,6 +9,7 @@ and so does a run that was recorded with neither: a preset is written into a new
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import final
 
@@ -25,30 +26,14 @@ class Preset:
     eps: float
 
 
-# For each method: lr and eps of its paper (those of its factory) for all weights, and the lr that it takes where MeZO
-# takes 1: the ratio of the best rates at equal forwards, the middle one of three tasks, known to a factor of four
-# (bench/results/methods.md). Steps of some are not as long as the slope, so that their rates are on another scale.
-_METHODS: dict[str, tuple[float, float, float]] = {
-    "mezo": (1e-6, 1e-3, 1.0),
-    "sparse_mezo": (2e-6, 1e-3, 2.0),
-    "lozo": (1e-6, 1e-3, 1.0),
-    "lozo_m": (1e-6, 1e-3, 1.0),
-    "loren": (1e-6, 1e-3, 4.0),
-    "curvzo": (1e-6, 1e-3, 1.0),
-    "hizoo": (1e-6, 1e-3, 1.0),
-    "conmezo": (1e-6, 1e-3, 1.0),
-    "kerzoo": (1e-6, 1e-3, 1.0),
-    "subzero": (1e-6, 1e-3, 1.0),
-    "agzo": (1e-6, 1e-3, 0.016),
-    "aimzo": (5e-4, 6e-5, 2.0),
-    "grzo": (1e-7, 1e-3, 0.1),
-    "meazo": (1e-5, 1e-3, 10.0),
-    "fzoo": (1e-5, 1e-3, 40.0),
-    "es": (5e-4, 1e-3, 125.0),
-    "eggroll": (5e-4, 1e-3, 125.0),
-    "zo_muon": (1e-2, 1e-3, 2500.0),
-    "qzo": (1e-7, 1e-3, 0.1),
-}
+# The lr that a method takes where MeZO takes 1: the ratio of the best rates at equal forwards, the middle one of three
+# tasks, known to a factor of four (bench/results/methods.md). Steps of some are not as long as the slope, so that their
+# rates are on another scale. Of a method that was not measured: its paper's lr over MeZO's.
+_RATIOS: dict[str, float] = {
+    "mezo": 1.0, "sparse_mezo": 2.0, "lozo": 1.0, "lozo_m": 1.0, "loren": 4.0, "curvzo": 1.0, "hizoo": 1.0,
+    "conmezo": 1.0, "kerzoo": 1.0, "subzero": 1.0, "agzo": 0.016, "aimzo": 2.0, "grzo": 0.1, "meazo": 10.0,
+    "fzoo": 40.0, "es": 125.0, "eggroll": 125.0, "zo_muon": 2500.0, "qzo": 0.1,
+}  # fmt: skip
 # For each mode: MeZO's lr, None where it is that of all weights, and eps.
 _MODES: dict[str, tuple[float | None, float]] = {
     "full": (None, 1e-3),
@@ -64,7 +49,7 @@ _MODES: dict[str, tuple[float | None, float]] = {
     "head": (3e-5, 1e-3),
 }
 _PLACES = {"block": "last", "dominant": "last", "regex": "last"}
-_MEZO_EPS = 1e-3
+_MEZO_LR, _MEZO_EPS = 1e-6, 1e-3
 # lr times the number of trained weights, which lies near 1e4 wherever MeZO is known to learn best: 1e-6 on 13 billion
 # (its paper; on 7 billion 2e-6 diverges, arXiv 2402.15751), 5e-4 on 21 million, 1e-4 on 135 million (docs/limits.md).
 _MOST = 2e4
@@ -79,17 +64,20 @@ def mode_of(scope: str) -> str:
 
 def preset(method: str, scope: str) -> Preset:
     """lr and eps of a method for a scope. Raises KeyError for no method."""
-    own_lr, own_eps, ratio = _METHODS[method]
+    own_lr, own_eps, times = _of(method)
     mode = mode_of(scope)
     lr, eps = _MODES[mode]
-    return Preset(mode, own_lr if lr is None else _round(lr * ratio), _round(eps * own_eps / _MEZO_EPS))
+    return Preset(mode, own_lr if lr is None else _round(lr * times), _round(eps * own_eps / _MEZO_EPS))
 
 
 def with_preset(config: TrainConfig) -> TrainConfig:
     """The config of a new run with the preset in place of a lr and eps that were not given."""
-    if config.method not in _METHODS or None not in (config.lr, config.eps):
+    if None not in (config.lr, config.eps):
         return config
-    found = preset(config.method, config.scope)
+    try:
+        found = preset(config.method, config.scope)
+    except KeyError:  # which is refused where the method is looked for
+        return config
     lr, eps = (found.lr if config.lr is None else config.lr), (found.eps if config.eps is None else config.eps)
     return dataclasses.replace(config, lr=lr, eps=eps)
 
@@ -113,13 +101,22 @@ def measured(config: TrainConfig, lr: float) -> bool:
 
 def ratio(method: str) -> float:
     """The lr that a method takes where MeZO takes 1."""
-    return _METHODS[method][2]
+    return _of(method)[2]
 
 
 def most(method: str, trained: int) -> float:
     """The lr up to which a method is known to learn with so many trained weights; never less than its paper's."""
-    own_lr, _, times = _METHODS[method]
+    own_lr, _, times = _of(method)
     return max(own_lr, _MOST * times / trained)
+
+
+def _of(method: str) -> tuple[float, float, float]:
+    """lr and eps of a method's factory, which are its paper's for all weights, and its ratio. Raises KeyError."""
+    from zotune.methods import METHODS
+
+    own = inspect.signature(METHODS[method].build).parameters
+    lr, eps = own["lr"].default, own["eps"].default
+    return lr, eps, _RATIOS.get(method, lr / _MEZO_LR)
 
 
 def _round(value: float) -> float:

@@ -15,7 +15,7 @@ from zotune.records import StepRecord
 from zotune.run import RunFolder, RunPaths
 
 CONFIG = "model: m\nsteps: 7\n"
-ROWS = [{"step": 0, "eval": {"loss": 0.5}}, {"step": 1, "loss": 0.25}, {"step": 2, "loss": 0.125}]
+ROWS = [{"step": 0, "eval": {"loss": 0.5, "examples": 4}}, {"step": 1, "loss": 0.25}, {"step": 2, "loss": 0.125}]
 
 
 class Wire:
