@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zotune.direction import Target
 from zotune.estimate import Point
-from zotune.evaluator import spread_out
 from zotune.methods import METHODS, accepts
 from zotune.noise import Key
 from zotune.optimizer import ZerothOrder
 from zotune.records import StepRecord
+from zotune.stacked import spread_out
 
 VOCAB = 40
 LENGTH = 6

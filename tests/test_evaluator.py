@@ -30,7 +30,7 @@ from zotune.data.template import Template
 from zotune.direction import Dense
 from zotune.errors import ConfigError, RunError, UserError
 from zotune.estimate import Point
-from zotune.evaluator import Evaluator, Seen, batch_rows, fetched, repeat
+from zotune.evaluator import Evaluator, Seen, fetched
 from zotune.lazy import Lanes
 from zotune.noise import Key
 from zotune.objective.label_words import LabelWords
@@ -218,24 +218,6 @@ def test_deciding_beforehand_is_deciding_alike() -> None:
     other = train("mezo", model)
     assert torch.equal(other.evaluator.losses(loss, batch, points), found)
     assert isinstance(other.evaluator, Evaluator) and other.evaluator.forwards == optimizer.evaluator.forwards == 2
-
-
-# --- the batch -------------------------------------------------------------------------------------------------------
-
-
-def test_rows_of_a_batch() -> None:
-    """The first dimension that all tensors share; None where there is none or the batch is not a mapping."""
-    assert batch_rows({"a": torch.zeros(3, 2), "b": torch.zeros(3), "k": 7}) == 3
-    assert batch_rows({"a": torch.zeros(3), "b": torch.zeros(2)}) is None
-    assert batch_rows({"a": torch.zeros(())}) is None
-    assert batch_rows({"k": 7}) is None
-    assert batch_rows([torch.zeros(3)]) is None
-
-
-def test_repeating_stacks_whole_batches() -> None:
-    """Lane after lane, not example after example; constants pass through."""
-    found = repeat({"a": torch.tensor([[1, 2], [3, 4]]), "k": 7}, 2)
-    assert found["a"].tolist() == [[1, 2], [3, 4], [1, 2], [3, 4]] and found["k"] == 7
 
 
 # --- label words -----------------------------------------------------------------------------------------------------

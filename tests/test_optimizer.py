@@ -34,10 +34,10 @@ from transformers import get_scheduler
 
 from zotune.errors import NonFiniteLoss, UserError
 from zotune.estimate import Point
-from zotune.evaluator import spread_out
 from zotune.nonfinite import replay_step, skipped
 from zotune.optimizer import ZerothOrder
 from zotune.records import StepRecord
+from zotune.stacked import spread_out
 
 one_thread = models.one_thread
 methods = pytest.mark.parametrize("method", models.METHOD_ROWS)

@@ -8,14 +8,14 @@ are evaluated one at a time, and the reason is kept in `reason`.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from zotune.agreement import compare, widest_rounding
 from zotune.direction import Direction
 from zotune.distributed.sharded import no_gradient
 from zotune.errors import ConfigError, RunError, UserError
@@ -24,6 +24,7 @@ from zotune.lazy import Lanes, LaneUnsupported
 from zotune.machine import is_fault
 from zotune.perturb import Perturber
 from zotune.scorer import Objective, Scorer, Within, nothing
+from zotune.stacked import asked, batch_rows, repeat, spread_out
 
 if TYPE_CHECKING:
     from zotune.graphs.recorder import Recorder
@@ -307,13 +308,8 @@ class Evaluator(Scorer):
             together = self._lanes(objective, batch, group, within, proof=True).losses
             alone = self._singly(objective, batch, group, within, proof=True).losses
             both = together.to("cpu", torch.float64), alone.to("cpu", torch.float64)
-            _compare(*both, widest_rounding(self.perturber))
+            compare(*both, widest_rounding(self.perturber))
         self.forwards = before
-
-
-def widest_rounding(perturber: Perturber) -> torch.dtype:
-    """The dtype in scope that rounds most."""
-    return max({target.data.dtype for target in perturber.targets()}, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 @final
@@ -338,55 +334,3 @@ def fetched(seen: Sequence[Seen]) -> tuple[Tensor, bool]:
 def refused_lanes(reason: str) -> UserError:
     """What is said where lanes are asked for and cannot be."""
     return UserError(f"lanes=on, but {reason}. Remedy: use lanes=auto.")
-
-
-def asked(objective: Objective, model: nn.Module, batch: Any, copy: int | None) -> Tensor:
-    """The losses of a batch or, of its copy in a proof, what tells more of the model than they do, if there is such."""
-    witness = None if copy is None else getattr(objective, "witness", None)
-    found: Tensor = objective(model, batch) if witness is None else witness(model, batch, copy)
-    return found
-
-
-def spread_out(point: Point, rows: int) -> list[Point]:
-    """The point itself, or with `each` the point of every example of a batch of `rows`."""
-    if not point.each:
-        return [point]
-    return [Point(replace(point.key, query=point.key.query + row), point.scale) for row in range(rows)]
-
-
-def _compare(together: Tensor, alone: Tensor, dtype: torch.dtype) -> None:
-    off = disagreement(together, alone, dtype)
-    if off == math.inf:
-        raise LaneUnsupported("lanes and single evaluations differ in which losses are finite")
-    if off:
-        raise LaneUnsupported(f"lanes differ from single evaluations by {off:.3g} on the first batch")
-
-
-def disagreement(found: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
-    """0, or by how much losses (points, examples) are off; inf where others are finite.
-
-    An evaluation at wrong weights is off by what separates the points; a right one by rounding in `dtype`.
-    """
-    if not torch.equal(found.isfinite(), expected.isfinite()):
-        return math.inf
-    fine = found.isfinite()
-    error = (found - expected)[fine].abs()
-    spread = (expected - expected.mean(0)).abs().masked_fill(~fine, 0).amax()
-    rounding = 64 * torch.finfo(dtype).eps * (1 + expected[fine].abs())
-    return float(error.max()) if bool((error > torch.maximum(rounding, 0.02 * spread)).any()) else 0.0
-
-
-def batch_rows(batch: Any) -> int | None:
-    """The number of examples of a batch: the first dimension that all its tensors share, or None."""
-    if not isinstance(batch, Mapping):
-        return None
-    sizes = {value.shape[0] if value.dim() else -1 for value in batch.values() if isinstance(value, Tensor)}
-    return sizes.pop() if len(sizes) == 1 and -1 not in sizes else None
-
-
-def repeat(batch: Mapping[str, Any], lanes: int) -> dict[str, Any]:
-    """The batch with every tensor stacked `lanes` times along dim 0."""
-    return {
-        key: value.repeat(lanes, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }

@@ -21,7 +21,6 @@ from zotune.calibrate import Machine, kept
 from zotune.config import TrainConfig
 from zotune.distributed.work import Work
 from zotune.engines.parts import Sizes, parts, sizes
-from zotune.evaluator import repeat
 from zotune.kernels import fast_for
 from zotune.load import NAMES, device_of, meta_model, stored
 from zotune.meter import Meter, Priced
@@ -29,6 +28,7 @@ from zotune.objective.base import Batch, Example, to_device
 from zotune.optimizer import ZerothOrder
 from zotune.reuse import Reuse
 from zotune.session import Session
+from zotune.stacked import repeat
 from zotune.watch import size
 
 _META = torch.device("meta")

@@ -23,7 +23,7 @@ from zotune.direction import Direction
 from zotune.distributed.sharded import is_part, no_gradient
 from zotune.errors import UserError
 from zotune.estimate import Estimator, Point, Probe, signal_to_noise
-from zotune.evaluator import Evaluator, Mode, batch_rows, refused_lanes, spread_out
+from zotune.evaluator import Evaluator, Mode, refused_lanes
 from zotune.groups import decay_groups, given_groups
 from zotune.noise import STREAM, STREAM_VERSION, Key
 from zotune.perturb import Perturber
@@ -44,6 +44,7 @@ from zotune.refusals import (
 from zotune.rule import Rule
 from zotune.schedule import scheduled
 from zotune.scorer import Objective, Scorer, Within, nothing
+from zotune.stacked import batch_rows, spread_out
 from zotune.store import store_for
 from zotune.updates import Updates
 

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from zotune.distributed.sharded import no_gradient, released
 from zotune.estimate import Point
 from zotune.evaluate import evaluating
-from zotune.evaluator import asked, batch_rows
 from zotune.objective.model_kind import ignores_positions
 from zotune.perturb import Perturber
 from zotune.scope import blocks
 from zotune.scorer import Objective, Within, nothing
+from zotune.stacked import asked, batch_rows
 
 
 @final

@@ -19,7 +19,7 @@ from zotune.distributed.group import Group
 from zotune.distributed.sharing import Losses, Sharing
 from zotune.errors import ConfigError
 from zotune.estimate import Point
-from zotune.evaluator import batch_rows
+from zotune.stacked import batch_rows
 
 _HEAD = struct.Struct("<Q6sI")  # step, digest of the weights, micro-batches
 _UNIT = struct.Struct("<dII")  # weight of a micro-batch, points, losses at each

@@ -21,7 +21,7 @@ from zotune.distributed.sharing import Lanes, Losses, Sharing
 from zotune.distributed.work import Work
 from zotune.errors import ConfigError, NonFiniteLoss
 from zotune.estimate import Point
-from zotune.evaluator import batch_rows
+from zotune.stacked import batch_rows
 
 Mode = Literal["data", "probes", "signs", "data+probes", "data+signs", "shard", "data+shard"]
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
+from zotune.agreement import disagreement
 from zotune.config import TrainConfig
 from zotune.engines.mirror import columns, layer_of
 from zotune.engines.server import Answer, Order, Question, Server
 from zotune.errors import ConfigError, RunError
 from zotune.estimate import Point
-from zotune.evaluator import Evaluator, disagreement
+from zotune.evaluator import Evaluator
 from zotune.objective.base import Batch, Objective, to_device
 from zotune.objective.sequences import Scored, mean_scores, sequences
 from zotune.option import flag

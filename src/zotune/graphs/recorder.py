@@ -18,11 +18,12 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from zotune.agreement import disagreement, widest_rounding
 from zotune.direction import Direction, Factors
 from zotune.distributed.sharded import no_gradient
 from zotune.errors import ConfigError
 from zotune.estimate import Estimator, Point
-from zotune.evaluator import Evaluator, Seen, disagreement, fetched, widest_rounding
+from zotune.evaluator import Evaluator, Seen, fetched
 from zotune.graphs.graph import CudaGraph, Graph, Unrecordable
 from zotune.graphs.held import Held, copy_all
 from zotune.lazy import Lanes, LaneUnsupported
