@@ -122,7 +122,13 @@ class Bench:
         self.codes[f"{kind}: {code}"] += 1
         if kind == "full disk" and code not in (0, 2, 3, 4):
             self.failures.append(f"{command[0]} on a full disk ended with {code}")
+        if kind == "point" and code not in (0, -signal.SIGKILL):
+            self.failures.append(f"{command[0]} at a point ended with {code}: {self.said()}")
         return code
+
+    def said(self) -> str:
+        """What the commands of this cycle have printed at last."""
+        return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else "nothing"
 
     def cut_power(self, run: Path, synced: Path) -> None:
         """What was not synced is kept in part, zeroed or, where a file was never synced, gone."""
@@ -210,7 +216,7 @@ class Bench:
         """The command undisturbed; it must work."""
         code = killing.wait(killing.start(command, self.log))
         if code != 0:
-            raise SystemExit(f"{command} ended with {code}: {self.log.read_text()[-2000:]}")
+            raise SystemExit(f"{command} ended with {code}: {self.said()}")
 
     def tidy(self, run: Path, number: int, course: str, act: str, same: bool) -> bool:
         if not same:

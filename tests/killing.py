@@ -95,7 +95,7 @@ def finish(job: dict[str, Any], run: Path, log: Path) -> None:
     """Continue a run to its end, undisturbed."""
     code = wait(start(next_command(job, run), log))
     if code != 0:
-        raise SystemExit(f"{run} ended with {code}: {log.read_text()}")
+        raise SystemExit(f"{run} ended with {code}: {log.read_text() if log.exists() else 'it did not begin'}")
 
 
 def undisturbed(job: dict[str, Any], folder: Path, log: Path) -> Path:
@@ -108,7 +108,7 @@ def undisturbed(job: dict[str, Any], folder: Path, log: Path) -> Path:
         except SystemExit as ended:
             code = ended.code
     if code != 0:
-        raise SystemExit(f"{run} ended with {code}: {log.read_text()}")
+        raise SystemExit(f"{run} ended with {code}: {log.read_text() if log.exists() else 'it did not begin'}")
     return run
 
 
