@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tests.machines import MACHINE
-from torch import nn
+from torch import Tensor, nn
 
 from zotune import calibrate
 from zotune.calibrate import Machine, between
@@ -58,6 +60,25 @@ def test_each_method_has_its_own_noise_and_update(method: str, monkeypatch: pyte
     pairs = len(own.estimator.points(0, 0)) / 2
     each = 64 * 32 * pairs
     assert found == {"probe": pytest.approx((50 - pairs) / each), "update": pytest.approx(20 / each)}
+
+
+@pytest.mark.parametrize("method", ["mezo", "lozo", "hizoo"])
+def test_the_measured_step_writes_the_weights(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a learning rate of 0 there would be no update to measure."""
+    monkeypatch.setattr(calibrate, "_LARGE", (64, 32))
+    seen: list[Tensor] = []
+
+    def typical(call: Callable[[], Any], _device: torch.device) -> float:
+        found = inspect.getclosurevars(call).nonlocals
+        if "opt" in found:
+            before = found["opt"].perturber.targets()[0].data.clone()
+            call()
+            seen.append(found["opt"].perturber.targets()[0].data - before)
+        return 1.0
+
+    monkeypatch.setattr(calibrate, "_typical", typical)
+    calibrate.measure_noise(torch.device("cpu"), torch.float32, method, {})
+    assert len(seen) == 2 and not bool(seen[0].any()) and bool(seen[1].any())
 
 
 def test_between_is_log_linear() -> None:

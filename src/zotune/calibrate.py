@@ -25,10 +25,11 @@ from zotune.errors import UserError
 from zotune.low_rank import LowRank
 from zotune.machine import fingerprint
 
-_VERSION = 4  # of what is measured; a change makes every kept measurement stale
+_VERSION = 5  # of what is measured; a change makes every kept measurement stale
 _WIDTH = 768
 _LARGE = (2048, 4096)  # inputs and outputs of the matrix that is perturbed and updated
 _LEAST, _MOST, _BUDGET = 5, 100, 0.5  # repetitions of a measurement, and its seconds
+_LR = 1e-6  # not 0, with which there is no update to measure
 _COPIES = (16, 8)  # of what is multiplied in turn, a matrix and a pass: a model does not find its next one in the cache
 _ROWS = (1, 16, 128, 1024)  # rows of a matrix product, at which its rate is measured
 _SIZES = (1 << 12, 1 << 18, 1 << 22, 1 << 25)  # bytes of an elementwise pass
@@ -181,12 +182,12 @@ def measure_noise(
     model = nn.Linear(*_LARGE, bias=False, device=device, dtype=dtype)
     law = {"law": arguments["law"]} if "law" in arguments else {}
     try:
-        opt = METHODS[method].build(model, **{**arguments, "lr": 0.0})
+        opt = METHODS[method].build(model, **{**arguments, "lr": _LR})
     except UserError:
-        opt = METHODS["mezo"].build(model, lr=0.0, **law)
+        opt = METHODS["mezo"].build(model, lr=_LR, **law)
     points = opt.estimator.points(0, 0)
     if isinstance(opt.direction, LowRank) or opt.direction.reads_inputs or any(point.each for point in points):
-        opt = METHODS["mezo"].build(model, lr=0.0, **law)
+        opt = METHODS["mezo"].build(model, lr=_LR, **law)
         points = opt.estimator.points(0, 0)
     batch = {"x": torch.ones(1, _LARGE[0], device=device, dtype=dtype)}
 
