@@ -43,7 +43,7 @@ from zotune.machine import memory_above
 torch.set_num_threads(int(sys.argv[1]))
 sizes = dict(vocab_size=16384, hidden_size=576, intermediate_size=1536, num_hidden_layers=3, num_attention_heads=9)
 model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-opt = MeZO(model, lr=0.0, scope="norms" if sys.argv[2] == "auto" else "full")
+opt = MeZO(model, lr=1e-6, scope="norms" if sys.argv[2] == "auto" else "full")
 batch = {"input_ids": torch.ones(16, 64, dtype=torch.long)}
 with memory_above() as grown:
     opt.step(lambda m, b: m(**b, logits_to_keep=1, use_cache=False).logits.float().mean((1, 2)), batch)
