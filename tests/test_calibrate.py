@@ -81,6 +81,17 @@ def test_the_measured_step_writes_the_weights(method: str, monkeypatch: pytest.M
     assert len(seen) == 2 and not bool(seen[0].any()) and bool(seen[1].any())
 
 
+def test_the_host_is_measured_by_what_a_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seconds of an evaluation at both sides, over its operations: some tens for each block."""
+    evaluated: list[float] = []
+    monkeypatch.setattr(calibrate, "_typical", lambda call, _device: evaluated.append(call()) or 1.0)
+    operations = 1 / calibrate._overhead(torch.float32)
+    assert operations == round(operations) and 10 < operations / calibrate._DEEP < 60
+    assert len(evaluated) == 1 and math.isfinite(evaluated[0])
+    monkeypatch.setattr(calibrate, "_DEEP", 2 * calibrate._DEEP)
+    assert 1 / calibrate._overhead(torch.float32) == pytest.approx(2 * operations, rel=0.1)
+
+
 def test_between_is_log_linear() -> None:
     """Exact at the points, geometric between them, constant beyond."""
     table = {1: 1.0, 100: 100.0}

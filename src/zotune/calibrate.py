@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from zotune.demo.cache import cache_folder
@@ -29,6 +29,7 @@ _VERSION = 5  # of what is measured; a change makes every kept measurement stale
 _WIDTH = 768
 _LARGE = (2048, 4096)  # inputs and outputs of the matrix that is perturbed and updated
 _LEAST, _MOST, _BUDGET = 5, 100, 0.5  # repetitions of a measurement, and its seconds
+_DEEP, _NARROW = 24, 16  # blocks of a model that is nearly all overhead, and their width
 _LR = 1e-6  # not 0, with which there is no update to measure
 _COPIES = (16, 8)  # of what is multiplied in turn, a matrix and a pass: a model does not find its next one in the cache
 _ROWS = (1, 16, 128, 1024)  # rows of a matrix product, at which its rate is measured
@@ -62,8 +63,8 @@ class Machine:
     working: bytes that a process takes for threads and libraries in its first step; working_fast: and for compiled
     kernels.
     flops: floating-point operations per second of matrix products with so many rows. bandwidth: bytes per second of
-    passes that move so many bytes. overhead: seconds of an operation that does nothing. probe, update: seconds for one
-    weight in scope to be perturbed at both sides, and to be updated.
+    passes that move so many bytes. overhead: seconds of an operation besides what it computes. probe, update: seconds
+    for one weight in scope to be perturbed at both sides, and to be updated.
     """
 
     working: int
@@ -162,11 +163,60 @@ def measure(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
             xs = torch.full((_COPIES[1], size // 3 // dtype.itemsize), 0.5, device=device, dtype=dtype).unbind()
             spent = _typical(lambda xs=xs: [torch.mul(a, b).shape for a, b in pairwise(xs)], device)  # type: ignore[misc]
             bandwidth[size] = size * (len(xs) - 1) / spent
-        tiny = torch.zeros(1, device=device)
-        overhead = _typical(lambda: [tiny + tiny for _ in range(100)], device) / 100
     on_cpu = device.type == "cpu"
+    overhead = _overhead(dtype) if on_cpu else _launch(device)
     working = {"working": _working("auto") if on_cpu else 0, "working_fast": _working("compiled") if on_cpu else 0}
     return {**working, "flops": flops, "bandwidth": bandwidth, "overhead": overhead}
+
+
+@final
+class _Block(nn.Module):
+    """What a layer of a model asks the host for, with next to nothing to compute."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        kind: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm = nn.LayerNorm(_NARROW, **kind)
+        self.up, self.down = nn.Linear(_NARROW, _NARROW, **kind), nn.Linear(_NARROW, _NARROW, bias=False, **kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(self.norm(x))
+        turned = torch.cat((-h[..., _NARROW // 2 :], h[..., : _NARROW // 2]), -1)  # as rotary positions do
+        y: Tensor = x + self.down(functional.silu(h) * (h + turned))
+        return y
+
+
+def _overhead(dtype: torch.dtype) -> float:
+    """Seconds that a CPU takes for an operation beside what it computes: modules, rules of lanes, dispatch.
+
+    Of an evaluation at two points of a deep and narrow model; the operations are counted as a plan counts them.
+    """
+    from zotune import MeZO
+    from zotune.meter import Meter, Priced
+    from zotune.stacked import repeat
+
+    def objective(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch["x"]).float().mean(dim=(1, 2))  # type: ignore[no-any-return]
+
+    def parts(device: torch.device) -> tuple[Any, dict[str, Tensor]]:
+        model = nn.Sequential(*(_Block(device, dtype) for _ in range(_DEEP)))
+        return MeZO(model, lr=_LR), {"x": torch.ones(2, 4, _NARROW, device=device, dtype=dtype)}
+
+    opt, batch = parts(torch.device("cpu"))
+    opt.step(objective, batch)  # proves the lanes
+    spent = _typical(lambda: opt.estimate(objective, batch), torch.device("cpu"))
+    opt, batch = parts(torch.device("meta"))
+    opt.perturber.direction, points = Priced(opt.direction), opt.estimator.points(0, 0)
+    with torch.inference_mode(), opt.perturber.at(*points, rows=2), Meter() as meter:
+        objective(opt.model, repeat(batch, 2))
+    return spent / (len(meter.products) + len(meter.passes))
+
+
+def _launch(device: torch.device) -> float:
+    """Seconds that a GPU takes for an operation that does nothing: the host runs ahead, or is not asked at all."""
+    tiny = torch.zeros(1, device=device)
+    with torch.inference_mode():
+        return _typical(lambda: [tiny + tiny for _ in range(100)], device) / 100
 
 
 def measure_noise(
@@ -191,7 +241,7 @@ def measure_noise(
         points = opt.estimator.points(0, 0)
     batch = {"x": torch.ones(1, _LARGE[0], device=device, dtype=dtype)}
 
-    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+    def objective(model: nn.Module, batch: Any) -> Tensor:
         return model(batch["x"]).float().mean(dim=1)  # type: ignore[no-any-return]
 
     def step() -> None:
