@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,9 @@ from zotune.machine import fingerprint
 
 _VERSION = 5  # of what is measured; a change makes every kept measurement stale
 _WIDTH = 768
-_LARGE = (2048, 4096)  # inputs and outputs of the matrix that is perturbed and updated
+# Inputs and outputs of the matrices that are perturbed and updated, and how many there are: each as large as those of
+# small models, since larger ones have their scratch mapped anew each time; together enough for compiled kernels.
+_LARGE, _MATRICES = (768, 1024), 12
 _LEAST, _MOST, _BUDGET = 5, 100, 0.5  # repetitions of a measurement, and its seconds
 _DEEP, _NARROW = 24, 16  # blocks of a model that is nearly all overhead, and their width
 _LR = 1e-6  # not 0, with which there is no update to measure
@@ -222,14 +224,15 @@ def _launch(device: torch.device) -> float:
 def measure_noise(
     device: torch.device, dtype: torch.dtype, method: str, arguments: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Seconds per weight of perturbing at two sides and of updating, on a model of one large matrix.
+    """Seconds per weight of perturbing at two sides and of updating, on a model of some matrices.
 
     Of the method itself where its directions are dense and the same for all examples; else, and where it cannot be
     built so, of MeZO.
     """
     from zotune import METHODS
 
-    model = nn.Linear(*_LARGE, bias=False, device=device, dtype=dtype)
+    shapes = [_LARGE, _LARGE[::-1]] * (_MATRICES // 2)
+    model = nn.Sequential(*(nn.Linear(*shape, bias=False, device=device, dtype=dtype) for shape in shapes))
     law = {"law": arguments["law"]} if "law" in arguments else {}
     try:
         opt = METHODS[method].build(model, **{**arguments, "lr": _LR})
@@ -249,10 +252,15 @@ def measure_noise(
 
     step()  # compiles
     pairs = max(len(points) / 2, 1.0)
-    plain = _typical(lambda: functional.linear(batch["x"].repeat(2, 1), model.weight), device)
-    probe = _typical(lambda: opt.estimate(objective, batch), device)
-    both = _typical(step, device)
-    each = model.weight.numel() * pairs
+    plain, probe, both = _in_turn(
+        [
+            torch.no_grad()(lambda: model(batch["x"].repeat(2, 1))),
+            lambda: opt.estimate(objective, batch),
+            step,
+        ],
+        device,
+    )
+    each = sum(weight.numel() for weight in model.parameters()) * pairs
     return {"probe": max(probe - pairs * plain, 0.0) / each, "update": max(both - probe, 0.0) / each}
 
 
@@ -267,16 +275,25 @@ def _working(kernels: str) -> int:
 
 def _typical(call: Callable[[], Any], device: torch.device) -> float:
     """Median seconds of a call, after one that is not counted: a run, too, meets what else the machine does."""
-    seen: list[float] = []
-    call()
-    begun = time.perf_counter()
-    while len(seen) < _LEAST or (len(seen) < _MOST and time.perf_counter() - begun < _BUDGET):
-        _wait(device)
-        start = time.perf_counter()
+    return _in_turn([call], device)[0]
+
+
+def _in_turn(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
+    """The same of several calls that are compared: one after the other, so that all meet the same unrest."""
+    seen: list[list[float]] = []
+    for call in calls:
         call()
-        _wait(device)
-        seen.append(time.perf_counter() - start)
-    return median(seen)
+    begun = time.perf_counter()
+    while len(seen) < _LEAST or (len(seen) < _MOST and time.perf_counter() - begun < _BUDGET * len(calls)):
+        row = []
+        for call in calls:
+            _wait(device)
+            start = time.perf_counter()
+            call()
+            _wait(device)
+            row.append(time.perf_counter() - start)
+        seen.append(row)
+    return [median(column) for column in zip(*seen, strict=True)]
 
 
 def _wait(device: torch.device) -> None:
