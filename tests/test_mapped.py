@@ -99,4 +99,6 @@ def test_what_is_freed_goes_back(tmp_path: Path) -> None:
     for kind in ("kept", "given back"):
         done = subprocess.run([sys.executable, "-c", PROGRAM, kind], capture_output=True, text=True, check=True)
         held[kind] = int(done.stdout)
-    assert held["given back"] < 12_000_000 and held["given back"] <= held["kept"]
+    assert (
+        held["given back"] < 12_000_000 and held["given back"] <= held["kept"] + 1_000_000
+    )  # some libraries keep nothing

@@ -100,7 +100,24 @@ def test_errors(text: str | bytes, message: str) -> None:
 def test_dump_reads_back() -> None:
     """What is written is read with the same values here and by a YAML 1.1 reader."""
     values = {
-        "words": ["Yes", "no", "on", "1e-6", "12", "null", "true", "", " a", "12:30", "0x10", "0o7", "é\n"],
+        "words": [
+            "Yes",
+            "no",
+            "on",
+            "1e-6",
+            "12",
+            "null",
+            "true",
+            "",
+            " a",
+            "12:30",
+            "0x10",
+            "0o7",
+            "é\n",
+            "\x85",
+            "a\x85b",
+            "a\u2028\u2029b",
+        ],
         "numbers": [1e-6, 1e22, 0.1 + 0.2, -0.0, 3.0, 12, 2**63 - 1, math.inf, 5e-324],
         "others": [None, True, False, {"a": []}],
     }

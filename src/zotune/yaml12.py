@@ -37,6 +37,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=True)
 
 
+_ENDS = "\x85\u2028\u2029"
+
+
 @final
 class _Dumper(yaml.SafeDumper):
     """The safe dumper that quotes words which YAML 1.1 or 1.2 would read as something else, and writes no aliases."""
@@ -54,6 +57,14 @@ for _tag, _pattern, _first in (
 ):
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # PyYAML writes these line ends as they are, and then reads them as a space.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if set(value) & set(_ENDS) else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
