@@ -11,7 +11,7 @@ import pytest
 from zotune.advice import Advisor, check_lr, check_words
 from zotune.config import TrainConfig
 from zotune.methods import METHODS
-from zotune.presets import Preset, preset
+from zotune.presets import Preset, preset, tuned_for
 from zotune.records import StepRecord
 from zotune.train import train
 from zotune.watch import Console
@@ -57,7 +57,8 @@ def test_a_run_says_it(
     monkeypatch.setattr("zotune.advice._LARGE", 1000)
     settings = config(lr=1e3, steps=1, eval=None)
     for tuned, warns in ((None, True), (1e3, False), (1e2, True)):
-        train(replace(settings, tuned_lr=tuned, output_dir=settings.output_dir / str(tuned)), Console())
+        words = None if tuned is None else tuned_for(tuned, settings.method, settings.scope)
+        train(replace(settings, tuned=words, output_dir=settings.output_dir / str(tuned)), Console())
         assert ("lr 1000 may suit Adam" in capsys.readouterr().err) == warns
 
 
@@ -75,6 +76,8 @@ def test_flat_objective() -> None:
     assert told([flat] * 9 + [sloped] + [flat] * 9) == []
     said = told([sloped] + [flat] * 40)
     assert len(said) == 1 and "flat at this eps" in said[0] and "larger --eps" in said[0]
+    assert "It was not at first: if that is no chance, lr 0.1 has driven the weights too far." in said[0]
+    assert "at first" not in told([flat] * 40)[0]
 
 
 def test_mostly_flat_objective() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from tests.models import squares
@@ -124,3 +126,12 @@ def test_words() -> None:
     assert said(float | str) == "a number or text"
     assert nearest("learning-rat", ["learning_rate", "eps"]) == " The nearest is 'learning_rate'."
     assert nearest("xyz", ["eps"]) == ""
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """They become Python's own, which a journal can hold; a truth value of numpy is none."""
+    opt = zotune.LoZO(net(), np.float32(0.5), seed=np.int64(3), queries=np.int16(2), rank=np.uint8(1))
+    assert opt.defaults["lr"] == 0.5 and type(opt.seed) is int and type(opt.arguments["queries"]) is int
+    assert json.loads(json.dumps(opt.header()))["seed"] == 3
+    with pytest.raises(ConfigError, match="rank is .*True.* Remedy: use a whole number"):
+        zotune.LoZO(net(), rank=np.bool_(True))

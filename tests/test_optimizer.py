@@ -297,7 +297,7 @@ def test_an_impossible_lr_is_refused(lr: float) -> None:
 
 def test_an_impossible_seed_or_dtype_is_refused() -> None:
     """A seed of more than 64 bits, and parameters that cannot hold an update."""
-    with pytest.raises(ValueError, match="seed must be in"):
+    with pytest.raises(UserError, match="seed must be at least 0 .* Remedy"):
         train("mezo", start(), seed=2**64)
     model = start()
     model.a.requires_grad_(False)
@@ -392,3 +392,12 @@ def test_a_closure_with_nan_is_refused_too() -> None:
     model = start()
     with pytest.raises(NonFiniteLoss, match="the objective"):
         train("mezo", model).step(lambda: float(bowl(model())) * math.nan)
+
+
+def test_a_closure_that_gives_no_loss() -> None:
+    """Is told so, and nothing has changed."""
+    model = Weights(a=normals((6, 5), 2))
+    before = weights(model)
+    with pytest.raises(UserError, match="the closure gives 'x', no loss. Remedy"):
+        train("mezo", model, coverage=False).step(lambda: "x")
+    assert same_bits(weights(model), before)

@@ -13,7 +13,7 @@ from zotune.config import TrainConfig
 from zotune.journal import StepRecord
 from zotune.journal import read as read_journal
 from zotune.methods import METHODS
-from zotune.presets import Preset, measured, mode_of, most, preset, said, with_preset
+from zotune.presets import Preset, check_tuned, measured, mode_of, most, preset, said, with_preset
 from zotune.resolve import config_of
 from zotune.run import RunPaths
 from zotune.train import resume, train
@@ -68,9 +68,15 @@ def test_what_is_given_stays(config: Config) -> None:
     assert said(filled, 0.5, 1e-2) == "lr 0.5, eps 0.01 (eps: preset for lora)"
     assert said(filled, 1e-4, 0.5) == "lr 0.0001, eps 0.5 (lr: preset for lora)"
     assert said(filled, 0.5, 0.5) == "lr 0.5, eps 0.5"
-    tuned = replace(filled, lr=2e-3, tuned_lr=2e-3)
+    tuned = replace(filled, lr=2e-3, tuned="0.002 for mezo, lora")
     assert said(tuned, 2e-3, 0.5) == "lr 0.002, eps 0.5 (lr: measured by zotune tune)" and measured(tuned, 2e-3)
     assert not measured(tuned, 3e-3) and not measured(filled, 1e-4)
+    # The same lr for another scope or method is not what was measured.
+    other = replace(tuned, scope="full")
+    warned = check_tuned(other, 2e-3)
+    assert not measured(other, 2e-3) and warned is not None and "lr 0.002 for mezo, lora, is what" in warned
+    assert "this run is of mezo, full" in warned and "the preset for full is 1e-06" in warned
+    assert check_tuned(tuned, 2e-3) is None and check_tuned(other, 3e-3) is None and check_tuned(filled, 1e-4) is None
     unknown = replace(none, method="mezzo")
     assert with_preset(unknown) == unknown  # which is refused where the method is looked for
 

@@ -53,7 +53,7 @@ class Advisor:
 
     def __init__(self, say: Callable[[str], None], known: Preset) -> None:
         self._say, self._known = say, known
-        self._flat = 0
+        self._flat, self._sloped = 0, False
         self._slopes: deque[bool] = deque(maxlen=_WINDOW)  # whether the latest steps had one
         self._first: list[float] = []
         self._latest: deque[float] = deque(maxlen=_WINDOW)
@@ -65,18 +65,20 @@ class Advisor:
         flat = several and max(record.losses) == min(record.losses)
         self._flat = self._flat + 1 if flat else 0
         self._slopes.append(not flat)
+        if record.step == 0:
+            self._sloped = not flat
         missing = len(self._slopes) - sum(self._slopes)
         if self._flat == _FLAT_STEPS:
             self._once(
                 "flat",
                 f"Warning: both sides had the same loss in {_FLAT_STEPS} steps one after the other: the objective is "
-                f"flat at this eps, so nothing is learned. {_SMOOTHER}",
+                f"flat at this eps, so nothing is learned.{self._driven(lr)} {_SMOOTHER}",
             )
         elif len(self._slopes) == _WINDOW and missing >= _FLAT_SHARE * _WINDOW:
             self._once(
                 "flat",
                 f"Warning: both sides had the same loss in {missing} of the last {_WINDOW} steps: the objective is "
-                f"mostly flat at this eps, and those steps learned nothing. {_SMOOTHER}",
+                f"mostly flat at this eps, and those steps learned nothing.{self._driven(lr)} {_SMOOTHER}",
             )
         loss = fmean(record.losses)
         if not math.isfinite(loss):
@@ -92,6 +94,12 @@ class Advisor:
                 f"{_WINDOW} steps): lr {lr:g} is likely too large. Remedy: a tenth of it, or `zotune tune`; the preset "
                 f"for {self._known.mode} is {self._known.lr:g}.",
             )
+
+    def _driven(self, lr: float) -> str:
+        """What else it may be where the first steps had a slope."""
+        if not self._sloped:
+            return ""
+        return f" It was not at first: if that is no chance, lr {lr:g} has driven the weights too far."
 
     def _risen(self) -> bool:
         """Whether the loss, which may be negative, is clearly above that of the first window."""

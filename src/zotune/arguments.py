@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import numbers
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -38,10 +39,16 @@ def checked(build: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(build)
     def call(*args: P.args, **given: P.kwargs) -> R:
-        check(build, {**dict(zip(names, args, strict=False)), **given})
-        return build(*args, **given)
+        plain: Any = {name: _plain(value) for name, value in {**dict(zip(names, args, strict=False)), **given}.items()}
+        check(build, plain)
+        return build(*[plain.pop(name) for name in names[: len(args)]], **plain)
 
     return call
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's own, which is what a journal records."""
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
 
 
 def check(build: Callable[..., Any], given: Mapping[str, Any]) -> None:

@@ -20,11 +20,11 @@ from zotune.option import Opt, checked, flag, schema
 NEVER_FROM_FILE = ("trust_remote_code", "allow_task_code")
 # Where things lie, what computes them and in how much memory: a run may be moved. All other options stay what the run
 # began with. rows_per_forward, eval_batch_size, graphs and scorer change the last bits of losses, nothing that they are
-# losses of; tuned_lr only what is said of lr.
+# losses of; tuned only what is said of lr.
 PLACES = (
     "model", "sensitive", "train", "eval", "data_dir", "output_dir", "device", "device_map", "offload", "threads",
     "parallel", "check_every", "track", "reward_timeout", "trust_remote_code", "allow_task_code", "reuse_mb",
-    "rows_per_forward", "eval_batch_size", "scorer", "scorer_args", "graphs", "tuned_lr",
+    "rows_per_forward", "eval_batch_size", "scorer", "scorer_args", "graphs", "tuned",
 )  # fmt: skip
 # More than any machine has cores, whose own number is no bound: a run may be moved to a smaller one. Many more end the
 # process within torch, where nothing can be said.
@@ -112,9 +112,7 @@ class TrainConfig:
         float | None, Opt("Learning rate. Default: the preset of method and scope.", ge=0, le=_MOST_NUMBER)
     ] = None
     eps: Annotated[float | None, Opt("Size of the perturbation. Default: the preset.", gt=0, le=_MOST_NUMBER)] = None
-    tuned_lr: Annotated[
-        float | None, Opt("The lr that `zotune tune` measured and wrote here.", ge=0, le=_MOST_NUMBER)
-    ] = None
+    tuned: Annotated[str | None, Opt("The lr that `zotune tune` wrote here, and for what.")] = None
     queries: Annotated[int | None, Opt("Directions per step. Default: the method's.", ge=1, le=2**15)] = None
     weight_decay: Annotated[
         float, Opt("Decoupled weight decay; norms and biases are left out.", ge=0, le=_MOST_NUMBER)

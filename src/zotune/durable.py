@@ -6,6 +6,7 @@ Needs only the standard library.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import math
@@ -48,7 +49,12 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: written aside, synced, renamed, folder synced. Raises OSError."""
+    """Replace `path` by `data`: written aside, synced, renamed, folder synced. Raises OSError.
+
+    What is there and is no file (a device, a pipe, a folder) is not replaced.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a plain file", str(path))
     tidy(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

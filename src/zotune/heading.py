@@ -6,7 +6,7 @@ from typing import Any
 
 from zotune.advice import check_lr, check_words
 from zotune.forecast import foreseen, said
-from zotune.presets import measured
+from zotune.presets import check_tuned, measured
 from zotune.presets import said as rates
 from zotune.records import StepRecord, encode
 from zotune.session import Session
@@ -92,7 +92,10 @@ def say_header(session: Session, watch: Watch) -> dict[str, int]:
         and (told := check_words(config.label_words, session.examples[0].options))
     ):
         watch.say(told)
-    warning = None if measured(config, lr) else check_lr(lr, count, config.method, config.scope)
-    if warning:
-        watch.say(warning)
+    for warning in (
+        check_tuned(config, lr),
+        None if measured(config, lr) else check_lr(lr, count, config.method, config.scope),
+    ):
+        if warning:
+            watch.say(warning)
     return {"foreseen_memory_bytes": terms["peak"]} if terms else {}

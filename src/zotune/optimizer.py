@@ -109,7 +109,8 @@ class ZerothOrder(torch.optim.Optimizer):
         arguments: dict[str, Any] | None = None,
     ) -> None:
         check_module(model)
-        Key(seed, 0).words()  # refuses a seed out of range before anything else happens
+        if not 0 <= seed < 2**64:
+            raise UserError(f"seed must be at least 0 and below 2**64, got {seed}. Remedy: such as 0.")
         if not lr >= 0 or not math.isfinite(lr):
             raise UserError(f"lr must be a finite number >= 0, got {lr}. Remedy: MeZO's full tuning starts near 1e-6.")
         self.model, self.seed, self.method, self.arguments = model, seed, method, dict(arguments or {})
@@ -506,7 +507,12 @@ class ZerothOrder(torch.optim.Optimizer):
 
 
 def _as_tensor(loss: Any) -> Tensor:
-    return loss if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+    if isinstance(loss, Tensor):
+        return loss
+    try:
+        return torch.tensor(float(loss), dtype=torch.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"the closure gives {loss!r}, no loss. Remedy: a number or a tensor.") from None
 
 
 def _mean(seen: Sequence[tuple[float, float]]) -> float:

@@ -26,14 +26,31 @@ class Preset:
     eps: float
 
 
-# The lr that a method takes where MeZO takes 1: the ratio of the best rates at equal forwards, the middle one of three
-# tasks, known to a factor of four (bench/results/methods.md). Steps of some are not as long as the slope, so that their
-# rates are on another scale. Of a method that was not measured: its paper's lr over MeZO's.
-_RATIOS: dict[str, float] = {
-    "mezo": 1.0, "sparse_mezo": 2.0, "lozo": 1.0, "lozo_m": 1.0, "loren": 4.0, "curvzo": 1.0, "hizoo": 1.0,
-    "conmezo": 1.0, "kerzoo": 1.0, "subzero": 1.0, "agzo": 0.016, "aimzo": 2.0, "grzo": 0.1, "meazo": 10.0,
-    "fzoo": 40.0, "es": 125.0, "eggroll": 125.0, "zo_muon": 2500.0, "qzo": 0.1,
-}  # fmt: skip
+# For each method: lr and eps of its paper (those of its factory) for all weights, and the lr that it takes where MeZO
+# takes 1: the ratio of the best rates at equal forwards, the middle one of three tasks, known to a factor of four
+# (bench/results/methods.md). Steps of some are not as long as the slope, so that their rates are on another scale. Of a
+# method that is not here it is its paper's lr over MeZO's.
+_METHODS: dict[str, tuple[float, float, float]] = {
+    "mezo": (1e-6, 1e-3, 1.0),
+    "sparse_mezo": (2e-6, 1e-3, 2.0),
+    "lozo": (1e-6, 1e-3, 1.0),
+    "lozo_m": (1e-6, 1e-3, 1.0),
+    "loren": (1e-6, 1e-3, 4.0),
+    "curvzo": (1e-6, 1e-3, 1.0),
+    "hizoo": (1e-6, 1e-3, 1.0),
+    "conmezo": (1e-6, 1e-3, 1.0),
+    "kerzoo": (1e-6, 1e-3, 1.0),
+    "subzero": (1e-6, 1e-3, 1.0),
+    "agzo": (1e-6, 1e-3, 0.016),
+    "aimzo": (5e-4, 6e-5, 2.0),
+    "grzo": (1e-7, 1e-3, 0.1),
+    "meazo": (1e-5, 1e-3, 10.0),
+    "fzoo": (1e-5, 1e-3, 40.0),
+    "es": (5e-4, 1e-3, 125.0),
+    "eggroll": (5e-4, 1e-3, 125.0),
+    "zo_muon": (1e-2, 1e-3, 2500.0),
+    "qzo": (1e-7, 1e-3, 0.1),
+}
 # For each mode: MeZO's lr, None where it is that of all weights, and eps.
 _MODES: dict[str, tuple[float | None, float]] = {
     "full": (None, 1e-3),
@@ -95,8 +112,24 @@ def said(config: TrainConfig, lr: float, eps: float) -> str:
 
 
 def measured(config: TrainConfig, lr: float) -> bool:
-    """Whether `zotune tune` found this lr and wrote it into the config."""
-    return config.tuned_lr is not None and config.tuned_lr == lr
+    """Whether `zotune tune` found this lr, for this method and scope, and wrote it into the config."""
+    return config.tuned == tuned_for(lr, config.method, config.scope)
+
+
+def tuned_for(lr: float, method: str, scope: str) -> str:
+    """What `zotune tune` writes beside the lr: how large it is, and what for."""
+    return f"{lr:g} for {method}, {scope}"
+
+
+def check_tuned(config: TrainConfig, lr: float) -> str | None:
+    """A sentence where the lr was measured for another method or scope than this run's."""
+    if config.tuned is None or measured(config, lr) or not config.tuned.startswith(f"{lr:g} for "):
+        return None
+    found = preset(config.method, config.scope)
+    return (
+        f"Warning: lr {config.tuned}, is what `zotune tune` measured; this run is of {config.method}, {config.scope}. "
+        f"Remedy: `zotune tune` again, or --lr; the preset for {found.mode} is {found.lr:g}."
+    )
 
 
 def ratio(method: str) -> float:
@@ -111,12 +144,14 @@ def most(method: str, trained: int) -> float:
 
 
 def _of(method: str) -> tuple[float, float, float]:
-    """lr and eps of a method's factory, which are its paper's for all weights, and its ratio. Raises KeyError."""
+    """lr and eps of a method for all weights, and its ratio. Raises KeyError for no method."""
+    if method in _METHODS:
+        return _METHODS[method]
     from zotune.methods import METHODS
 
     own = inspect.signature(METHODS[method].build).parameters
     lr, eps = own["lr"].default, own["eps"].default
-    return lr, eps, _RATIOS.get(method, lr / _MEZO_LR)
+    return lr, eps, lr / _MEZO_LR
 
 
 def _round(value: float) -> float:

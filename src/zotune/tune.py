@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -28,6 +28,7 @@ from zotune.estimate import Point
 from zotune.presets import preset, ratio
 from zotune.session import Session
 from zotune.watch import Watch
+from zotune.yaml12 import dump
 
 # Of the preset's eps: a hundredth to a hundred times it, half a decade apart.
 AROUND: tuple[float, ...] = tuple(10.0 ** (power / 2) for power in range(-4, 5))
@@ -147,7 +148,7 @@ class _RangeTest:
         return [float(row.mean()) for row in found]
 
 
-def write_values(path: Path, values: dict[str, float]) -> None:
+def write_values(path: Path, values: Mapping[str, float | str]) -> None:
     """Set options in a YAML config, in their own lines; comments and other lines stay. Raises ConfigError."""
     from zotune.resolve import read_file
 
@@ -158,10 +159,10 @@ def write_values(path: Path, values: dict[str, float]) -> None:
             f"{path} cannot be read: {error.strerror}. Remedy: `zotune init {path}` makes one."
         ) from error
     for name, value in values.items():
-        line = f"{name}: {value:g}"
+        line = dump({name: value}).strip() if isinstance(value, str) else f"{name}: {value:g}"
         # A line that sets it, else the comment that `zotune init` wrote in its place.
         for pattern in (rf"^{name}:.*$", rf"^# {name}:.*$"):
-            text, count = re.subn(pattern, line, text, count=1, flags=re.MULTILINE)
+            text, count = re.subn(pattern, line.replace("\\", r"\\"), text, count=1, flags=re.MULTILINE)
             if count:
                 break
         else:

@@ -74,7 +74,7 @@ def _needed() -> Iterator[tuple[str, str, bool]]:
         return
     for requirement in requirements:
         found = _NEED.match(requirement.strip())
-        if found is not None:
+        if found is not None and found["name"] != "pip":  # a program that `zotune demo` starts, which says so itself
             yield found["name"], found["least"], found["extra"] is not None
 
 

@@ -32,7 +32,7 @@ def test_result_is_drawn_and_written(cli: Any, fakes: Any, tmp_path: Path, monke
     assert "times 2: what the method takes where MeZO takes 1" in outcome.stdout
     assert "presets for full: lr 1e-06, eps 0.001" in outcome.stdout
     values = read_file(file)[0]
-    assert (values["lr"], values["eps"], values["tuned_lr"]) == (2e-7, 1e-3, 2e-7)
+    assert (values["lr"], values["eps"], values["tuned"]) == (2e-7, 1e-3, "2e-07 for mezo, full")
     as_json = json.loads(cli("tune", "--model", "m", "--train", "t.jsonl", "--json").stdout)
     assert as_json == FOUND
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -128,3 +129,10 @@ def test_parquet(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows).slice(0, 0), tmp_path / "c.parquet")
     with pytest.raises(DataError, match="c.parquet holds no rows"):
         read_rows(tmp_path / "c.parquet")
+
+
+def test_a_pipe_is_not_waited_at(tmp_path: Path) -> None:
+    """It could keep a run for ever, and could not be read again by its continuation."""
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="rows.jsonl is not a plain file. Remedy"):
+        read_rows(tmp_path / "rows.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,9 +77,9 @@ def _show(session: Session, found: dict[str, Any]) -> None:
     lines["disk"] = f"{size(disk['total']):>8}  with metrics and snapshots{blocks}, {_room(disk)}"
     if measured:
         lines["measured"] = (
-            f"memory {_beside(memory['peak'], measured['peak_memory_bytes'])}, time of the training "
-            f"{_beside(found['train_seconds'], measured['train_seconds'])}, journal "
-            f"{_beside(disk['journal'], measured['journal_bytes'])}"
+            f"memory {_beside(memory['peak'], measured['peak_memory_bytes'], size)}, time of the training "
+            f"{_beside(found['train_seconds'], measured['train_seconds'], _seconds)}, journal "
+            f"{_beside(disk['journal'], measured['journal_bytes'], size)}"
         )
     session.watch.header(lines)
 
@@ -89,5 +90,9 @@ def _room(part: dict[str, Any]) -> str:
     return f"{'fits' if part['fits'] else 'DOES NOT FIT'} into the {size(part['free'])} that are free"
 
 
-def _beside(predicted: float, measured: float | None) -> str:
-    return "not recorded" if not measured else f"{beside(predicted, measured)} of {measured:,.0f}"
+def _beside(predicted: float, measured: float | None, said: Callable[[Any], str]) -> str:
+    return "not recorded" if not measured else f"{beside(predicted, measured)} of {said(measured)}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2g} s" if value < 60 else duration(value)

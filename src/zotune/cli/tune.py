@@ -16,7 +16,7 @@ from zotune.config import OPTIONS
 _BAR = 40  # characters of the longest bar
 
 
-@with_options([name for name in (*OPTIONS, *METHOD_FLAGS) if name not in ("lr", "eps", "tuned_lr")])
+@with_options([name for name in (*OPTIONS, *METHOD_FLAGS) if name not in ("lr", "eps", "tuned")])
 def command(
     config: Annotated[
         Path | None,
@@ -49,6 +49,7 @@ def command(
         if config is None or "output_dir" not in read_file(config)[0]:
             values.setdefault("output_dir", ".")  # nothing is written there
         resolved = resolve(values, config).absolute()
+        from zotune.presets import tuned_for
         from zotune.tune import tune, write_values
 
         if write is not None:
@@ -61,7 +62,8 @@ def command(
             found = search(resolved, session.watch, trials, trial_steps, study)
         if write is not None:
             # The rate stands there twice, so that a run knows whether its own is still the one that was measured.
-            write_values(write, {"lr": found["lr"], "eps": found["eps"], "tuned_lr": found["lr"]})
+            tuned = tuned_for(found["lr"], resolved.method, resolved.scope)
+            write_values(write, {"lr": found["lr"], "eps": found["eps"], "tuned": tuned})
         return found | ({} if write is None else {"written": str(write)})
 
     execute(body, as_json, _show if trials is None else _show_trials)

@@ -27,7 +27,7 @@ OWN = (
 )  # fmt: skip
 DEMONSTRATIONS = "demonstrations"
 # What may differ when a comparison goes on: where it lies and what watches it. The rest is compared.
-_FREE = ("output_dir", "device", "threads", "reward_timeout", "track", "snapshot_every", "tuned_lr")
+_FREE = ("output_dir", "device", "threads", "reward_timeout", "track", "snapshot_every", "tuned")
 # Options of the config that a row without zeroth-order steps has no use for; and, without any training.
 _OF_METHODS = (
     "method", "method_args", "eps", "queries", "blocks", "lanes", "fold_every", "on_nonfinite", "reuse_mb",

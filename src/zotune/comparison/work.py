@@ -22,7 +22,7 @@ from zotune.config import TrainConfig
 from zotune.durable import json_line, write_file
 from zotune.errors import ConfigError, RunError, UserError
 from zotune.logged import timing_of
-from zotune.presets import with_preset
+from zotune.presets import tuned_for, with_preset
 from zotune.run import RunPaths
 from zotune.watch import Console, Watch
 
@@ -117,7 +117,7 @@ def _zeroth_order(row: Row, watch: Watch) -> dict[str, Any]:
         config = dataclasses.replace(config, **{name: getattr(own, name) for name in missing})
     elif row.tuned:
         lr, eps = _measured(config, watch)
-        config = dataclasses.replace(config, lr=lr, eps=eps, tuned_lr=lr)
+        config = dataclasses.replace(config, lr=lr, eps=eps, tuned=tuned_for(lr, config.method, config.scope))
     else:
         config = with_preset(config)
     if begun:

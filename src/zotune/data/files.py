@@ -50,6 +50,8 @@ def encodable(value: Any) -> bool:
 
 def _bytes(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited at
+            raise DataError(f"{path} is not a plain file. Remedy: write its rows into one.")
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. Remedy: check the path.") from None

@@ -31,12 +31,12 @@ class Template:
             self._compiled = environment.from_string(tree)
         except TemplateSyntaxError as error:
             raise DataError(
-                f"The template {_short(source)} has a syntax error in line {error.lineno}: {error.message}. "
+                f"The template {_short(source)} has a syntax error in line {error.lineno}: {_said(error.message)}. "
                 "Remedy: write columns as {{ name }}."
             ) from error
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # of Python, for what Jinja wrote
             raise DataError(
-                f"The template {_short(source)} cannot be used: {error}. Remedy: make it simpler."
+                f"The template {_short(source)} cannot be used: {_said(error)}. Remedy: make it simpler."
             ) from error
 
     def render(self, row: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> str:
@@ -59,11 +59,11 @@ class Template:
             ) from error
         except SecurityError as error:
             raise DataError(
-                f"Template {_short(self.source)} is not allowed: {error}. Remedy: use columns and filters only."
+                f"Template {_short(self.source)} is not allowed: {_said(error)}. Remedy: use columns and filters only."
             ) from error
         except _FAILURES as error:
             raise DataError(
-                f"Template {_short(self.source)} failed: {error}. Remedy: correct the template or the data."
+                f"Template {_short(self.source)} failed: {_said(error)}. Remedy: correct the template or the data."
             ) from error
 
     def rendered(self, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any] | None = None) -> list[str]:
@@ -91,6 +91,10 @@ class Template:
 _FAILURES = (
     TemplateError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError,
 )  # fmt: skip
+
+
+def _said(error: Any) -> str:
+    return str(error).rstrip(".")
 
 
 def _short(source: str) -> str:
