@@ -142,6 +142,13 @@ def _nested(value: Any, place: str) -> dict[str, Any]:
     return {str(name): item for name, item in (value or {}).items()}
 
 
+def _takers(name: str) -> list[str]:
+    """The methods that take an argument."""
+    from zotune.methods import accepts, table
+
+    return [row["name"] for row in table() if name in accepts(row["name"])]
+
+
 def unknown_option(name: str, method: str, accepted: set[str], place: str = "") -> ConfigError:
     """What somebody is told who gives a method an argument that it does not take; `accepted` are those it takes."""
     if name in OPTIONS:
@@ -149,7 +156,9 @@ def unknown_option(name: str, method: str, accepted: set[str], place: str = "") 
             f"{place}{name} is an option of its own. Remedy: take it out of method_args and give {flag(name)}."
         )
     takes = f"the method {method} takes {', '.join(sorted(accepted)) or 'no arguments of its own'}"
+    others = _takers(name)
+    hint = f" It is an argument of {', '.join(others)}." if others else nearest(name, {*OPTIONS, *accepted})
     return ConfigError(
-        f"{place}unknown option {name!r}.{nearest(name, {*OPTIONS, *accepted})} Remedy: remove it or correct its "
+        f"{place}unknown option {name!r}.{hint} Remedy: remove it or correct its "
         f"name; {takes}; the other options stand in `zotune train --help`."
     )

@@ -189,7 +189,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], int, str]] = {
     "unknown model": (lambda p: {"model": "no/such-model"}, 2, r"of 'no/such-model' cannot be loaded"),
     "missing model folder": (lambda p: {"model": p / "nowhere"}, 2, r"nowhere' cannot be loaded"),
     "unknown method": (lambda p: {"method": "mezzo"}, 2, r"unknown method 'mezzo'. The nearest is 'mezo'"),
-    "method argument of another": (lambda p: {"rank": 2}, 2, r"unknown option 'rank'.*mezo takes beta1"),
+    "method argument of another": (lambda p: {"rank": 2}, 2, r"'rank'. It is an argument of lozo, .*mezo takes beta1"),
     "bad method argument": (lambda p: {"method": "sparse_mezo", "sparsity": 1.5}, 2, r"sparsity must be in \[0, 1\)"),
     "unknown law": (lambda p: {"law": "cauchy"}, 2, r"law is 'cauchy'. Remedy: use 'rademacher' or 'gaussian'"),
     "rank that is a word": (lambda p: {"method": "lozo", "rank": "two"}, 2, r"rank is 'two'. Remedy: use a whole"),
