@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,10 +96,12 @@ print(held() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell what a process holds")
 def test_what_is_freed_goes_back(tmp_path: Path) -> None:
     """Blocks that are freed between others that stay are not held any more; what stays is about 5 MB."""
+    # glibc itself keeps them only after some use; so told it does from the start, on every machine.
+    keeps = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     held = {}
     for kind in ("kept", "given back"):
-        done = subprocess.run([sys.executable, "-c", PROGRAM, kind], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, kind], capture_output=True, text=True, check=True, env=os.environ | keeps
+        )
         held[kind] = int(done.stdout)
-    assert (
-        held["given back"] < 12_000_000 and held["given back"] <= held["kept"] + 1_000_000
-    )  # some libraries keep nothing
+    assert held["given back"] < 12_000_000 and held["given back"] <= held["kept"]
