@@ -8,16 +8,15 @@ one with both of them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor
 
 from zotune.distributed.agreement import REBUILD, digest, refuse_different
 from zotune.distributed.group import Group
-from zotune.distributed.sharing import Losses, Sharing
-from zotune.errors import ConfigError
+from zotune.distributed.in_group import InGroup
+from zotune.distributed.sharing import Losses
 from zotune.estimate import Point
 from zotune.stacked import batch_rows
 
@@ -26,7 +25,7 @@ _UNIT = struct.Struct("<dII")  # weight of a micro-batch, points, losses at each
 
 
 @final
-class OwnBatches(Sharing):
+class OwnBatches(InGroup):
     """Every process of a group gives `estimate` its own micro-batches; `step` adds the losses of all.
 
     Args:
@@ -41,26 +40,13 @@ class OwnBatches(Sharing):
     own = True
 
     def __init__(self, group: Group | None = None, check_every: int = 100) -> None:
-        if check_every < 1:
-            raise ConfigError(f"check_every must be at least 1, got {check_every}. Remedy: 100 is the default.")
-        self.group, self.check_every, self._checks = Group() if group is None else group, check_every, 0
-        self.forget()
+        super().__init__(group, check_every)
 
     def forget(self) -> None:
         """Drop what was collected of a step."""
-        self.examples = self.units = 0
+        super().forget()
         self._weights: list[float] = []
         self._losses: list[Sequence[Sequence[float]]] = []
-        self._failed: BaseException | None = None
-
-    @contextmanager
-    def deferring(self) -> Iterator[None]:
-        """What fails within is kept for `gather`, where the others wait: the first error, but a signal before any."""
-        try:
-            yield
-        except BaseException as error:
-            if self._failed is None or not isinstance(error, Exception):
-                self._failed = error
 
     def deal(self, points: Sequence[Point], batch: Any, weight: float, centre: bool, lanes: int) -> list[Point]:
         """All of them."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, final, get_args
 
 from torch import Tensor
 
 from zotune.distributed.agreement import REBUILD, digest, refuse_different
 from zotune.distributed.group import Group
-from zotune.distributed.sharing import Lanes, Losses, Sharing
+from zotune.distributed.in_group import InGroup
+from zotune.distributed.sharing import Lanes, Losses
 from zotune.distributed.work import Work
 from zotune.errors import ConfigError, NonFiniteLoss
 from zotune.estimate import Point
@@ -30,7 +30,7 @@ _COUNT = struct.Struct("<I")  # losses at a point
 
 
 @final
-class Parallel(Sharing):
+class Parallel(InGroup):
     """How the work of a step is dealt out among the processes of a group.
 
     Args:
@@ -51,26 +51,19 @@ class Parallel(Sharing):
     def __init__(self, mode: Mode = "data", group: Group | None = None, check_every: int = 100) -> None:
         if mode not in get_args(Mode):
             raise ConfigError(f"parallel is {mode!r}. Remedy: one of {', '.join(get_args(Mode))}.")
-        if check_every < 1:
-            raise ConfigError(f"check_every must be at least 1, got {check_every}. Remedy: 100 is the default.")
+        super().__init__(group, check_every)
         self.mode: str = mode
-        self.check_every = check_every
-        self.group = Group() if group is None else group
         self._by_point = "signs" in mode
         self._sharded, self.in_step = "shard" in mode, mode == "data+shard"
         self._whole = mode in ("data", "data+shard")  # micro-batches are dealt out whole
         self._fingerprint: int | None = None  # None once the processes have shown that they were given the same batch
         self._first = True
-        self._checks = 0
-        self.forget()
 
     def forget(self) -> None:
         """Drop what was collected of a step."""
-        self.examples = 0  # of the micro-batches so far
-        self.units = 0  # micro-batches so far
+        super().forget()
         self._cells: list[tuple[int, list[int], float]] = []  # owner, points, weight
         self._own: list[Sequence[float]] = []  # the losses at each point of the own cells, one behind the other
-        self._failed: BaseException | None = None
 
     # --- before and during the first phase ----------------------------------------------------------------------
 
@@ -107,15 +100,6 @@ class Parallel(Sharing):
     def _broken_off(self) -> bool:
         """Whether a forward failed on its way: the others may wait in it. Losses come at its end, finite or not."""
         return self._failed is not None and not isinstance(self._failed, NonFiniteLoss)
-
-    @contextmanager
-    def deferring(self) -> Iterator[None]:
-        """What fails within is kept for `gather`, where the others wait: the first error, but a signal before any."""
-        try:
-            yield
-        except BaseException as error:
-            if self._failed is None or not isinstance(error, Exception):
-                self._failed = error
 
     def deal(self, points: Sequence[Point], batch: Any, weight: float, centre: bool, lanes: int) -> list[Point]:
         """The points at which this process evaluates the next micro-batch; `keep` takes their losses, if any.
