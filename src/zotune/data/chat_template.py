@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from jinja2 import nodes, pass_environment
+from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -30,13 +30,10 @@ from zotune.data.budget import Budget
 from zotune.data.sandbox import (
     ITEMS,
     MAX_SIZE,
-    READ,
-    STORED,
     Bounding,
-    bounded,
     check_size,
     join,
-    read,
+    pay,
     replace,
     size_of,
     stored,
@@ -89,16 +86,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             self.globals.pop(name, None)
         filters: dict[str, Callable[..., Any]] = {name: self._checked(name, f) for name, f in self.filters.items()} | {
             "tojson": self._checked("tojson", _tojson),
-            "join": pass_environment(join),
-            "replace": replace,
-            "trim": self._trim,
             ITEMS: self._items,
-            STORED: stored,
-            READ: read,
         }
-        self.filters = {name: bounded(self.budget, filter) for name, filter in filters.items()}
-        tests: dict[str, Any] = dict(self.tests)
-        self.tests = {name: bounded(self.budget, test) for name, test in tests.items()}
+        pay(self, self.budget, filters)
         self.globals |= {"raise_exception": _raise, "strftime_now": _today, "namespace": _Values, "dict": _mapping}
 
     def compiled(self, source: str) -> Any:
@@ -167,10 +157,6 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
         checked.__dict__.update(function.__dict__)
         return checked
-
-    def _trim(self, value: Any, chars: str | None = None) -> str:
-        self.budget.spend(size_of(value) * size_of(chars or ""))
-        return str(value).strip(chars)
 
     def _items(self, value: Any, weight: int) -> list[Any]:
         """What a loop runs over. `weight`: what it costs to run its body once."""

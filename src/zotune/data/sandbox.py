@@ -7,11 +7,11 @@ of a string, loop for years, or draw random words; a run's config may come from 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, final
 
-from jinja2 import StrictUndefined, Undefined, nodes, pass_environment, pass_eval_context
+from jinja2 import Environment, StrictUndefined, Undefined, nodes, pass_environment, pass_eval_context
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -62,19 +62,12 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
         tojson = self.filters["tojson"]
         self.globals.clear()  # range, lipsum, cycler, namespace, ...
         filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _FILTERS} | {
-            "join": pass_environment(join),
-            "replace": replace,
             "round": _round,
             "sum": pass_environment(_sum),
-            "trim": self._trim,
             "tojson": pass_eval_context(lambda context, value: tojson(context, value)),  # no indent
             ITEMS: self._items,
-            STORED: stored,
-            READ: read,
         }
-        self.filters = {name: bounded(self.budget, filter) for name, filter in filters.items()}
-        tests: dict[str, Any] = dict(self.tests)
-        self.tests = {name: bounded(self.budget, test) for name, test in tests.items()}
+        pay(self, self.budget, filters)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  (as Jinja names them)
         """Only methods of text, lists and mappings, and only those that cannot make more of it."""
@@ -111,10 +104,6 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
         except RecursionError:
             raise TemplateSyntaxError("it nests too deep", 1) from None
         return tree
-
-    def _trim(self, value: Any, chars: str | None = None) -> str:
-        self.budget.spend(size_of(value) * size_of(chars or ""))
-        return str(value).strip(chars)
 
     def _items(self, value: Any, weight: int) -> list[Any]:
         """What a loop runs over. `weight`: what it costs to run its body once."""
@@ -192,6 +181,20 @@ def _check_loops(node: nodes.Node, depth: int) -> None:
             raise TemplateSyntaxError(f"more than {MAX_LOOPS} loops inside each other", node.lineno)
     for child in node.iter_child_nodes():
         _check_loops(child, depth)
+
+
+def pay(environment: Environment, budget: Budget, filters: Mapping[str, Callable[..., Any]]) -> None:
+    """Give an environment these filters, and those that can grow in our own form; they and its tests cost steps."""
+
+    def trim(value: Any, chars: str | None = None) -> str:
+        budget.spend(size_of(value) * size_of(chars or ""))  # each letter is looked for among those to strip
+        return str(value).strip(chars)
+
+    own = {"join": pass_environment(join), "replace": replace, "trim": trim, STORED: stored, READ: read}
+    known: dict[str, Any] = {**filters, **own}
+    tests: dict[str, Any] = dict(environment.tests)
+    environment.filters = {name: bounded(budget, function) for name, function in known.items()}
+    environment.tests = {name: bounded(budget, test) for name, test in tests.items()}
 
 
 def bounded(budget: Budget, function: Callable[..., Any]) -> Callable[..., Any]:
