@@ -392,12 +392,3 @@ def test_a_closure_with_nan_is_refused_too() -> None:
     model = start()
     with pytest.raises(NonFiniteLoss, match="the objective"):
         train("mezo", model).step(lambda: float(bowl(model())) * math.nan)
-
-
-def test_a_closure_that_gives_no_loss() -> None:
-    """Is told so, and nothing has changed."""
-    model = Weights(a=normals((6, 5), 2))
-    before = weights(model)
-    with pytest.raises(UserError, match="the closure gives 'x', no loss. Remedy"):
-        train("mezo", model, coverage=False).step(lambda: "x")
-    assert same_bits(weights(model), before)

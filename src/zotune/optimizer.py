@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zotune import kernels
 from zotune.carried import collected, handed_back, not_folded
+from zotune.closure import as_objective
 from zotune.diagnose import first_non_finite, non_finite
 from zotune.direction import Direction
 from zotune.distributed.sharded import is_part, no_gradient
@@ -222,7 +223,7 @@ class ZerothOrder(torch.optim.Optimizer):
         if batch is None and self.evaluator.must:
             raise refused_lanes("a closure holds its batch, so nothing can be stacked")
         points, parallel = self.estimator.points(self.seed, self.steps), self.parallel
-        plain: Objective = objective if batch is not None else lambda _model, _batch: _as_tensor(objective())
+        plain: Objective = as_objective(objective) if batch is None else objective
         self._batch = (plain, batch)
         begun = bool(self._losses) if parallel is None else bool(parallel.units)
         if parallel is not None and not begun:
@@ -504,15 +505,6 @@ class ZerothOrder(torch.optim.Optimizer):
         self._losses, self._last, self._weightless = [], [], False
         if self.parallel is not None:
             self.parallel.forget()
-
-
-def _as_tensor(loss: Any) -> Tensor:
-    if isinstance(loss, Tensor):
-        return loss
-    try:
-        return torch.tensor(float(loss), dtype=torch.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"the closure gives {loss!r}, no loss. Remedy: a number or a tensor.") from None
 
 
 def _mean(seen: Sequence[tuple[float, float]]) -> float:
